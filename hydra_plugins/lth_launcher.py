@@ -1,0 +1,118 @@
+"""Our Hydra launcher, and the callback that reports. Hydra 1.3 finds launchers only in this namespace package; what
+they do stands in main.py and lth.
+
+The launcher composes, builds and checks every cell of a sweep before anything trains, executes their union as one
+graph, and then runs each cell the ordinary Hydra way, which finds its stages in the store and writes its rows.
+"""
+
+import json
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.core_plugins.basic_launcher import BasicLauncher
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobReturn, JobStatus, configure_log, filter_overrides, run_job, setup_globals
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+
+@dataclass
+class LthLauncherConf:
+    _target_: str = "hydra_plugins.lth_launcher.LthLauncher"
+
+
+ConfigStore.instance().store(group="hydra/launcher", name="lth", node=LthLauncherConf, provider="lth")
+
+
+def science(config: DictConfig) -> DictConfig:
+    """A composed configuration without its hydra node."""
+    return OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+
+
+class LthLauncher(BasicLauncher):
+    """All cells checked, planned and executed as one; then each one is run."""
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        import main
+
+        assert self.config is not None and self.hydra_context is not None and self.task_function is not None  # noqa: S101
+        setup_globals()
+        configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
+        cells, folders = [], []
+        for index, overrides in enumerate(job_overrides, start=initial_job_idx):
+            cell = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
+            with open_dict(cell):
+                cell.hydra.job.id = cell.hydra.job.num = index
+            HydraConfig.instance().set_config(cell)
+            try:
+                main._built[index] = main.build(science(cell), cell.hydra)
+            except main.InputError as error:
+                raise main.InputError(f"cell {index} ({' '.join(filter_overrides(overrides))}): {error}") from error
+            cells.append(cell)
+            folders.append(Path(cell.hydra.sweep.dir) / cell.hydra.sweep.subdir)
+        jobs = [main._built[cell.hydra.job.num] for cell in cells]
+        main.execute(jobs, folders, group=f"{jobs[0].cell.study} {Path(self.config.hydra.sweep.dir).name}")
+        returns = []
+        for cell in cells:
+            result = run_job(
+                hydra_context=self.hydra_context,
+                task_function=self.task_function,
+                config=cell,
+                job_dir_key="hydra.sweep.dir",
+                job_subdir_key="hydra.sweep.subdir",
+            )
+            if result.status == JobStatus.FAILED:
+                # A failed cell is on disk (failure.json) and is reported at the end of the sweep. Handed on as an
+                # exception, it would keep the sweeper from running later batches, and Hydra from calling callbacks.
+                result.status, result.return_value = JobStatus.COMPLETED, None
+            returns.append(result)
+            configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
+        return returns
+
+
+class Report(Callback):
+    """Checks a single job before Hydra makes its folder; reports at the end of a job or a sweep, from disk."""
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        import main
+
+        try:
+            main._built[0] = main.build(science(config), config.hydra)
+        except main.InputError as error:
+            main.refuse(str(error))  # SystemExit: Hydra would turn an exception of a callback into a warning
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        import main
+
+        main.remember(Path(config.hydra.sweep.dir))
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        folder = Path(config.hydra.runtime.output_dir)
+        failure = folder / "failure.json"
+        if job_return.status == JobStatus.FAILED:
+            error = job_return._return_value
+            overrides = list(config.hydra.overrides.task)
+            index = 0 if OmegaConf.is_missing(config.hydra.job, "num") else config.hydra.job.num
+            failure.write_text(json.dumps({
+                "cell": index,
+                "overrides": overrides,
+                "cause": " ".join(f"{type(error).__name__}: {error}".split()),
+                "command": f"python main.py {shlex.join(overrides)}",
+            }) + "\n")  # fmt: skip
+        else:
+            failure.unlink(missing_ok=True)
+        if config.hydra.mode == RunMode.RUN:
+            from lth.report import report
+
+            report(folder)
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        from lth.report import report
+
+        if report(Path(config.hydra.sweep.dir)):
+            raise SystemExit(1)

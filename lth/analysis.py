@@ -1,0 +1,246 @@
+"""Rows of finished runs -> means, intervals, matching verdicts, tables.
+
+Interval: Student 1908, https://doi.org/10.1093/biomet/6.1.1: mean +- t_{(1 + c) / 2, n - 1} * s / sqrt(n), s with n - 1
+below. At n = 3 to 10 it covers what it says (for normal values); percentile and BCa bootstrap cover 72 to 89%.
+Matching: Frankle et al. 2020, https://arxiv.org/abs/1912.05671, allow a mean drop of 0.2 points; here the drop is
+tested instead. One replicate number fixes all seeds of a dense run and of its tickets, so they are compared in pairs:
+d_r = accuracy(branch, r) - accuracy(dense, r); a sparsity matches unless the 95% interval of d lies wholly below 0.
+There is no correction for the number of sparsities: each has a 2.5% chance to miss although nothing was lost.
+n counts replicates: rows that agree in (setting, branch, sparsity, replicate) are averaged first.
+"""
+
+import json
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from lth.tracking import read_rows
+
+METRICS = ("test_accuracy", "early_stop_test_accuracy", "early_stop_step")
+NULLABLE = (*METRICS, "test_loss", "val_accuracy", "rewind_step", "diverged_step")
+COLUMNS = (
+    *("setting", "study", "cell", "overrides", "replicate", "level", "branch", "sparsity", "num_kept", "num_total"),
+    *("steps", "seconds", "served", "stage", *NULLABLE),
+)
+# Overrides that say how far, how often, where, or what else is measured; they do not change what a ticket is.
+# prune.rounds is not among them: more rounds to the same sparsity are another schedule.
+INDIFFERENT = re.compile(
+    r"prune\.sparsity|replicates?|branch|store|data_dir|keep|save_tickets|checkpoint_seconds|(wandb|device|hydra)([./].*)?"
+)
+NO_TEST = "no test; ask for replicates=3 or more"
+
+
+def load(directory: str | Path) -> pd.DataFrame:
+    """All rows.jsonl at or below `directory`, in sorted path order, each stage once per setting; none: an empty frame.
+
+    `setting` tells the conditions of a sweep apart: the overrides that not all cells share, sorted, joined by ", ",
+    without INDIFFERENT; "" where nothing differs. Rows of several studies have "study=..." in it. A setting that still
+    holds two different runs of one ticket (code or defaults changed between two sweeps) is split by "job=<directory>":
+    their mean would mean nothing. ValueError: a line that is not JSON.
+    """
+    directory, blank = Path(directory), dict.fromkeys(COLUMNS)
+    rows = []
+    for path in sorted(directory.rglob("rows.jsonl")):
+        rows += [{**blank, **row, "job": path.parent.relative_to(directory).as_posix()} for row in read_rows(path)]
+    if not rows:
+        return pd.DataFrame(columns=pd.Index(COLUMNS)).astype(dict.fromkeys(NULLABLE, "float64"))
+    conditions = [_conditions(row) for row in rows]
+    shared = conditions[0].intersection(*conditions)
+    frame = pd.DataFrame(rows).astype(dict.fromkeys(NULLABLE, "float64"))  # nulls alone would make a column of objects
+    frame["setting"] = [", ".join(sorted(condition - shared)) for condition in conditions]
+    once = frame.drop_duplicates(["setting", "stage"])
+    num_jobs = once.groupby(["setting", "branch", "sparsity", "replicate"])["job"].transform("nunique")
+    apart = (frame["setting"] + ", job=" + frame["job"]).str.removeprefix(", ")
+    frame["setting"] = apart.where(frame["setting"].isin(once.loc[num_jobs > 1, "setting"]), frame["setting"])
+    return frame.drop_duplicates(["setting", "stage"]).drop(columns="job").reset_index(drop=True)
+
+
+def _conditions(row: dict) -> set[str]:
+    named = {"study": f"study={row['study']}"} if row["study"] else {}
+    for override in (text.lstrip("+") for text in row["overrides"]):
+        key = override.partition("=")[0]
+        if not INDIFFERENT.fullmatch(key):
+            named[key] = override  # given twice, the last one counts
+    return set(named.values())
+
+
+def failures(directory: str | Path) -> list[dict]:
+    """Every failure.json at or below `directory` (cell, overrides, cause, command), in sorted path order."""
+    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(Path(directory).rglob("failure.json"))]
+
+
+def interval(values: Iterable[float | None], confidence: float = 0.95) -> tuple[float, float, int]:
+    """(mean, half, n), half = t_{(1 + confidence) / 2, n - 1} * s / sqrt(n), in the unit of `values`.
+
+    None and NaN are left out. n = 1: half is NaN; n = 0: so is the mean. ValueError: confidence not inside (0, 1).
+    """
+    from scipy.special import stdtrit  # late: 0.2 s that a listing of the store need not pay
+
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence={confidence} must lie between 0 and 1, both excluded")
+    kept = [float(value) for value in values if value is not None and not math.isnan(value)]
+    n = len(kept)
+    if n < 2:
+        return (kept[0] if kept else math.nan), math.nan, n
+    mean = math.fsum(kept) / n
+    s = math.sqrt(math.fsum((value - mean) ** 2 for value in kept) / (n - 1))
+    return mean, float(stdtrit(n - 1, (1 + confidence) / 2)) * s / math.sqrt(n), n
+
+
+def _by_replicate(rows: pd.DataFrame, metric: str) -> pd.Series:
+    """Replicate -> metric, diverged runs left out."""
+    return rows[rows["diverged_step"].isna()].groupby("replicate")[metric].mean().dropna()
+
+
+def curve(rows: pd.DataFrame, metric: str = "test_accuracy") -> pd.DataFrame:
+    """Mean and 95% t interval of `metric` (in its own unit), one line per (setting, branch, sparsity).
+
+    Columns: setting, branch, level, sparsity, mean, half, n, num_diverged. Settings in order of appearance; dense, then
+    ticket, then the controls; by sparsity inside a branch. Rows with neither the metric nor a divergence (branches that
+    measure something else) give no line.
+    """
+    rows = rows[rows[metric].notna() | rows["diverged_step"].notna()]
+    branches, lines = dict.fromkeys(["dense", "ticket", *rows["branch"]]), []
+    for setting in rows["setting"].unique():
+        for branch in branches:
+            part = rows[(rows["setting"] == setting) & (rows["branch"] == branch)]
+            for sparsity, group in part.groupby("sparsity"):
+                stats = interval(_by_replicate(group, metric))
+                num_diverged = int(group["diverged_step"].notna().sum())
+                lines.append((setting, branch, group["level"].min(), sparsity, *stats, num_diverged))
+    columns = ["setting", "branch", "level", "sparsity", "mean", "half", "n", "num_diverged"]
+    return pd.DataFrame(lines, columns=pd.Index(columns))
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A claim, whether the rows bear it out (None: they cannot say), and one line of evidence."""
+
+    claim: str
+    holds: bool | None
+    evidence: str
+
+
+def verdicts(rows: pd.DataFrame) -> list[Verdict]:
+    """Per setting: does each branch match dense, down to where; is the ticket above each control; last, who diverged.
+
+    "Down to" goes from the densest ticket on and ends before the first sparsity that does not match, even if a sparser
+    one matches again. A run that diverged where its dense twin did not is a miss: left out, it would flatter the rest.
+    "Drops under h cannot be seen": h is the half-width of the paired interval at the sparsity the sentence states, in
+    percentage points, rounded up. A miss is mean + half < 0, so h is the mean drop there that this test lets pass.
+    """
+    found = []
+    for setting, part in rows.groupby("setting", sort=False):
+        where = f"{setting}: " if setting else ""
+        branches = [branch for branch in curve(part)["branch"].unique() if branch != "dense"]
+        here = [_matching(part, branch) for branch in branches]
+        here += [_above(part, branch) for branch in branches if branch != "ticket" and "ticket" in branches]
+        found += [Verdict(where + verdict.claim, verdict.holds, where + verdict.evidence) for verdict in here]
+    lost = rows[rows["diverged_step"].notna()].drop_duplicates("stage")
+    if len(lost):
+        three = lost[["replicate", "level", "branch", "diverged_step"]].head(3).itertuples(index=False, name=None)
+        named = [f"replicate {r} level {level} {branch} at step {step:.0f}" for r, level, branch, step in three]
+        named += [f"and {len(lost) - 3} more"] if len(lost) > 3 else []
+        evidence = f"{len(lost)} of {rows['stage'].nunique()} runs diverged: {', '.join(named)}"
+        found.append(Verdict("every run finished", False, evidence))
+    return found
+
+
+def _paired(rows: pd.DataFrame, branch: str, other: str) -> list[tuple[float, float, float, int, int]]:
+    """(sparsity, mean and half of accuracy(branch) - accuracy(other), n, replicates where `branch` alone diverged)."""
+    lines = []
+    for sparsity, group in rows[rows["branch"] == branch].groupby("sparsity"):
+        rival = rows[(rows["branch"] == other) & ((rows["sparsity"] == sparsity) | (other == "dense"))]
+        mine, theirs = _by_replicate(group, "test_accuracy"), _by_replicate(rival, "test_accuracy")
+        lost = set(group.loc[group["diverged_step"].notna(), "replicate"]) & set(theirs.index.difference(mine.index))
+        lines.append((sparsity, *interval((mine - theirs).dropna()), len(lost)))
+    return lines
+
+
+def _matching(rows: pd.DataFrame, branch: str) -> Verdict:
+    claim, tested = f"{branch} matches dense", _paired(rows, branch, "dense")
+    # None: fewer than two pairs, no test. All differences equal: half = 0, and the sign of their mean decides.
+    matches = [None if n + lost < 2 else not lost and mean + half >= 0 for _, mean, half, n, lost in tested]
+    end, stop = next((i for i, match in enumerate(matches) if not match), len(matches)), ""
+    if end < len(tested):
+        sparsity, mean, half, n, lost = tested[end]
+        if matches[end] is None and end == 0:
+            return Verdict(claim, None, f"{branch} against dense at {_weights(sparsity)}, n={n}: {NO_TEST}")
+        result = f"{lost} of {n + lost} runs diverged" if lost else f"{_points(mean, half, '+')} points"
+        stop = f"{f'n={n}: no test' if matches[end] is None else result} at {_weights(sparsity)}"
+        if True in matches[end:]:
+            stop += f", matches again at {_weights(tested[matches.index(True, end)][0])}"
+        if end == 0:
+            word = "misses dense at the first sparsity" if True in matches else "never matches dense"
+            return Verdict(claim, False, f"{branch} {word}: {stop} of the weights (paired t, 95%, n={n})")
+    sparsity, _, half, n, _ = tested[end - 1]
+    unseen = math.ceil(round(1000 * half, 6)) / 10  # up, so that the test never looks sharper than it is
+    seen = f"drops under {unseen:.1f} points cannot be seen" if unseen else "no spread"
+    reach = "down to" if stop else "at every sparsity tested, down to"
+    evidence = f"{claim} {reach} {_weights(sparsity)} of the weights (paired t, 95%, n={n}; {seen})"
+    return Verdict(claim, True, f"{evidence}; {stop}" if stop else evidence)
+
+
+def _above(rows: pd.DataFrame, control: str) -> Verdict:
+    """The ticket against `control` at the highest sparsity where some replicate finished both."""
+    claim, pairs = f"ticket above {control}", [line for line in _paired(rows, "ticket", control) if line[3]]
+    if not pairs:
+        return Verdict(claim, None, f"ticket against {control}: no replicate finished both at one sparsity")
+    sparsity, mean, half, n, _ = pairs[-1]
+    if abs(mean) <= half:
+        result = f"ticket not told apart from {control}: {_points(mean, half, '+')} points"
+    else:  # also at n = 1, where half is NaN
+        result = f"ticket {'above' if mean > 0 else 'below'} {control} by {_points(abs(mean), half)} points"
+    basis = f"(n=1: {NO_TEST})" if n == 1 else f"(paired t, 95%, n={n})"
+    return Verdict(claim, None if n == 1 else mean > half, f"{result} at {_weights(sparsity)} of the weights {basis}")
+
+
+def _weights(sparsity: float) -> str:
+    left = 100 * (1 - sparsity)
+    return f"{left:.1f}%" if left >= 1 else f"{left:.2g}%"
+
+
+def _points(mean: float, half: float, sign: str = "") -> str:
+    """Percentage points; a second decimal where one would print +- 0.0, or a mean as large as its half-width."""
+    digits = 2 if f"{100 * half:.1f}" in ("0.0", f"{100 * abs(mean):.1f}") else 1
+    return f"{100 * mean:{sign}.{digits}f}" + ("" if math.isnan(half) else f" +- {100 * half:.{digits}f}")
+
+
+def table(rows: pd.DataFrame) -> Table:
+    """Test accuracy in percent, mean +- half of the 95% t interval, by level; one table per setting, stacked.
+
+    n: replicates that finished, "2-3" where the branches of a level differ.
+    """
+    lines, stack = curve(rows), Table.grid()
+    for setting, part in lines.groupby("setting", sort=False):
+        branches = ["ticket", *(branch for branch in part["branch"].unique() if branch not in ("dense", "ticket"))]
+        title = Text(str(setting)) if setting else None  # Text: brackets in it are no markup
+        one = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        for header in ("level", "weights\nleft %", "ticket\n(0: dense)", *branches[1:], "n"):
+            one.add_column(Text(header.replace("_", "_\n")), justify="right", overflow="fold")
+        for (level, _), group in part.groupby(["level", "sparsity"]):
+            numbers = zip(group["branch"], group["mean"], group["half"], group["n"], strict=True)
+            cells = {branch: _points(mean, half) if n else "diverged" for branch, mean, half, n in numbers}
+            cells.setdefault("ticket", cells.get("dense", ""))
+            n = "-".join(dict.fromkeys([str(group["n"].min()), str(group["n"].max())]))
+            left = _weights(group["sparsity"].iloc[0])
+            one.add_row(str(level), left.rstrip("%"), *(cells.get(branch, "") for branch in branches), n)
+        stack.add_row(one)
+    if lines.empty:
+        stack.add_row("no rows")
+    return stack
+
+
+def write_csv(rows: pd.DataFrame, path: str | Path) -> None:
+    """curve() of each of METRICS under a first column `metric`, in full precision; accuracies are fractions."""
+    curves = {metric: curve(rows, metric) for metric in METRICS}
+    whole = pd.concat({metric: part for metric, part in curves.items() if len(part)} or curves, names=["metric", None])
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    whole.reset_index(level="metric").to_csv(path, index=False, lineterminator="\n")

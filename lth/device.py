@@ -1,0 +1,45 @@
+"""Device: where to compute, and with how many workers. Only its class (cpu, cuda, mps) is in a key."""
+
+import os
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Device:
+    """kind: auto (cuda, then mps, then cpu), cpu, cuda or mps. index: which GPU.
+
+    workers: processes that train side by side, each with one intra-op thread, so that results do not depend on their
+    number; auto: one a core on a CPU, one on a GPU; 0: none, everything in this process, for debuggers.
+    """
+
+    kind: str = "auto"
+    index: int = 0
+    workers: int | str = "auto"
+
+    def __post_init__(self) -> None:
+        available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+        if self.kind != "auto" and self.kind not in available:
+            raise ValueError(f"device.kind={self.kind} is not one of: auto, cpu, cuda, mps")
+        if not available.get(self.kind, True):
+            raise ValueError(f"device={self.kind} is not available here; use device=auto or device=cpu")
+        if self.kind == "cuda" and not 0 <= self.index < torch.cuda.device_count():
+            raise ValueError(f"device.index={self.index} must be 0 to {torch.cuda.device_count() - 1}")
+        if self.workers != "auto" and (not isinstance(self.workers, int) or self.workers < 0):
+            raise ValueError(f"device.workers={self.workers} must be auto or a whole number of at least 0")
+        if self.kind == "auto":
+            found = "cuda" if available["cuda"] else "mps" if available["mps"] else "cpu"
+            object.__setattr__(self, "kind", found)
+        if self.workers == "auto":
+            object.__setattr__(self, "workers", num_cores() if self.kind == "cpu" else 1)
+
+    @property
+    def name(self) -> str:
+        """As torch names it."""
+        return f"cuda:{self.index}" if self.kind == "cuda" else self.kind
+
+
+def num_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

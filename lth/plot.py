@@ -1,0 +1,151 @@
+"""Figures of finished runs, as the lottery-ticket papers draw them (Frankle & Carbin 2019, arXiv:1803.03635, Fig 3-5).
+
+x: weights remaining = 100 * (1 - sparsity) percent, logarithmic, decreasing to the right; y: mean over the replicates
+and its 95% Student t interval. Dense is the level line and the first point of the ticket's curve. The colours are Okabe
+and Ito's (https://jfly.uni-koeln.de/color/), safe for colour-blind readers; markers say the same again in grey print.
+"""
+
+import itertools
+import math
+import textwrap
+from pathlib import Path
+
+import matplotlib as mpl
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
+
+from lth.analysis import curve
+
+LABELS = {  # metric -> name of the y axis
+    "test_accuracy": "test accuracy at the end of training (%)",
+    "early_stop_test_accuracy": "test accuracy at early stop (%)",
+    "early_stop_step": "early-stop step (minimum validation loss)",
+}
+INK, TICKET = "#444444", "#0072B2"
+CONTROLS = [("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D"), ("#E69F00", "v"), ("#56B4E9", "P")]
+PANEL = {1: 6.4, 2: 4.8, 3: 4.0}  # inches that a panel is wide, by the number of columns
+
+
+def accuracy_vs_sparsity(rows: pd.DataFrame, path_stem: str | Path) -> list[Path]:
+    """Test accuracy at the end of training against weights remaining: writes and returns <stem>.png and <stem>.svg."""
+    return _write(figure(rows, "test_accuracy"), path_stem)
+
+
+def early_stop_vs_sparsity(rows: pd.DataFrame, path_stem: str | Path) -> list[Path]:
+    """Step of minimum validation loss, the papers' speed of learning, against weights remaining; files as above."""
+    return _write(figure(rows, "early_stop_step"), path_stem)
+
+
+def figure(rows: pd.DataFrame, metric: str) -> Figure:
+    """One panel per setting, at most 3 a row, all with the same axes; accuracies in percent; n is in the caption.
+
+    A control that collapses to chance would flatten all else: an accuracy axis ends where dense and ticket still fill a
+    third of it (or 2 points below their top), and the caption names what leaves it. KeyError: a metric not in LABELS.
+    """
+    label, accuracy = LABELS[metric], metric.endswith("accuracy")
+    lines = curve(rows, metric)
+    lines[["mean", "half"]] *= 100.0 if accuracy else 1.0
+    settings = list(lines["setting"].unique()) or [""]
+    columns = min(3, len(settings))
+    num_rows, width = math.ceil(len(settings) / columns), PANEL[columns]
+    fig = Figure(figsize=(width * columns, 3.4 * num_rows + 1.2), layout="constrained")
+    panels = fig.subplots(num_rows, columns, squeeze=False, sharey=True).ravel()
+    controls = lines.loc[~lines["branch"].isin(["dense", "ticket"]), "branch"].unique()
+    styles = dict(zip(controls, itertools.cycle(CONTROLS), strict=False)) | {"ticket": (TICKET, "o")}
+    for axes, setting in zip(panels, settings, strict=False):
+        _draw(axes, lines[lines["setting"] == setting], styles)
+        _weights_axis(axes, lines["sparsity"], width - 0.9)
+        axes.set_title(textwrap.fill(setting, int(width * 11)), fontsize=9, parse_math=False)
+    for axes in panels[len(settings) :]:
+        axes.remove()
+    for axes in panels[::columns]:
+        axes.set_ylabel(label)
+    caption = _caption(lines, rows) + _limit(panels[0], lines, accuracy)
+    fig.supxlabel(textwrap.fill(caption, int(width * columns * 14)), fontsize=8, color=INK)
+    entries = {str(line.get_label()): line for axes in panels[: len(settings)] for line in axes.get_lines()}
+    if entries:
+        fig.legend(entries.values(), entries.keys(), loc="outside upper center", ncols=4, frameon=False, fontsize=9)
+    return fig
+
+
+def _draw(axes: Axes, lines: pd.DataFrame, styles: dict[str, tuple[str, str]]) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", linewidth=0.4, alpha=0.5)
+    if not (lines["n"] > 0).any():
+        text = "no run finished: all diverged" if len(lines) else "no rows"
+        axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=INK)
+        return
+    dense = lines[lines["branch"] == "dense"]
+    for mean, half in zip(dense["mean"], dense["half"], strict=True):
+        axes.axhline(mean, color=INK, linewidth=1, label="dense", zorder=1)
+        if not math.isnan(half):
+            axes.axhspan(mean - half, mean + half, color=INK, alpha=0.12, linewidth=0, zorder=0)
+    for branch in lines.loc[lines["branch"] != "dense", "branch"].unique():
+        ticket = branch == "ticket"
+        colour, marker = styles[branch]
+        part = lines[lines["branch"].isin(["dense", "ticket"] if ticket else [branch])]  # sorted: dense comes first
+        left, mean, half = 100 * (1 - part["sparsity"]), part["mean"], part["half"]
+        look = {"linewidth": 2.2, "markersize": 5} if ticket else {"linewidth": 1.3, "markersize": 4, "linestyle": "--"}
+        axes.plot(left, mean, color=colour, marker=marker, label=branch, zorder=4 if ticket else 3, **look)
+        axes.fill_between(left, mean - half, mean + half, color=colour, alpha=0.2, linewidth=0, zorder=2)
+        axes.vlines(left, mean - half, mean + half, color=colour, alpha=0.5, linewidth=1, zorder=2)  # a point's own
+
+
+def _weights_axis(axes: Axes, sparsity: pd.Series, inches: float) -> None:
+    """Ticks at the data's own values: both ends, and between them those whose labels do not touch."""
+    values = sorted({100.0, *(100 * (1 - sparsity))}, reverse=True)
+    names = {value: f"{value:.1f}".removesuffix(".0") if value >= 10 else f"{value:.2g}" for value in values}
+    first, last = values[0], values[-1]
+    scale = inches / math.log(first / last) if last < first else 0.0
+
+    def clear(a: float, b: float) -> bool:
+        return scale * math.log(a / b) > 0.075 * (len(names[a]) + len(names[b])) / 2 + 0.08  # 9 point digits, a gap
+
+    ticks = [first]
+    for value in values[1:-1]:
+        if clear(ticks[-1], value) and clear(value, last):
+            ticks.append(value)
+    ticks += [last] if last < first else []
+    margin = (first / last) ** 0.04 if last < first else 1.5
+    axes.set(xscale="log", xlim=(first * margin, last / margin), xlabel="weights remaining (%)")
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xticks(ticks, [names[tick] for tick in ticks], fontsize=9)
+
+
+def _limit(axes: Axes, lines: pd.DataFrame, accuracy: bool) -> str:
+    """Sets the y range of all panels; returns what the caption has to say about it."""
+    low, high = lines["mean"] - lines["half"].fillna(0), lines["mean"] + lines["half"].fillna(0)
+    if not low.notna().any():
+        axes.set_yticks([])
+        return ""
+    bottom, top = (low.min(), min(high.max(), 100.0)) if accuracy else (0.0, high.max())
+    focus = lines["branch"].isin(["dense", "ticket"]) & low.notna()
+    if accuracy and focus.any():
+        peak = min(high[focus].max(), 100.0)
+        bottom = max(bottom, peak - max(2.0, 3 * (peak - low[focus].min())))
+    margin = 0.04 * (top - bottom) or 1.0
+    axes.set_ylim(bottom - margin if accuracy else 0.0, top + margin)
+    below = lines[lines["mean"] < bottom - margin].groupby("branch", sort=False)["mean"].min()
+    return "".join(f"; below the axis: {branch} (down to {mean:.1f}%)" for branch, mean in below.items())
+
+
+def _caption(lines: pd.DataFrame, rows: pd.DataFrame) -> str:
+    finished = [n for n in lines["n"] if n > 0]
+    num_diverged = rows.loc[rows["diverged_step"].notna(), "stage"].nunique()
+    left_out = f"; {num_diverged} diverged runs left out" if num_diverged else ""
+    if max(finished, default=0) < 2:
+        return ("n=1: no interval" if finished else "no finished run") + left_out
+    count = " to ".join(dict.fromkeys([str(min(finished)), str(max(finished))]))
+    return f"mean and 95% Student t interval over n={count} replicates{left_out}"
+
+
+def _write(fig: Figure, path_stem: str | Path) -> list[Path]:
+    """The svg holds no date and no random ids: the same rows give the same bytes."""
+    paths = [Path(f"{path_stem}.png"), Path(f"{path_stem}.svg")]
+    paths[0].parent.mkdir(parents=True, exist_ok=True)
+    with mpl.rc_context({"svg.hashsalt": "lth"}):
+        fig.savefig(paths[0], dpi=150)
+        fig.savefig(paths[1], metadata={"Date": None})
+    return paths

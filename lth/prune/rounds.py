@@ -1,0 +1,25 @@
+"""Rounds: n geometric steps to the target, each removing 1 - (1 - sparsity)^(1/n) of the survivors."""
+
+from dataclasses import dataclass
+
+from lth.prune import check_sparsity
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """sparsity: target in [0, 1); 0 is the dense network alone. num_rounds: levels, at least 1."""
+
+    sparsity: float
+    num_rounds: int = 5
+
+    def __post_init__(self) -> None:
+        check_sparsity(self.sparsity)
+        if not isinstance(self.num_rounds, int) or self.num_rounds < 1:
+            raise ValueError(f"prune.num_rounds={self.num_rounds} must be a whole number of at least 1")
+
+    def __call__(self) -> list[float]:
+        """Sparsity of levels 1 to n, the last one exact."""
+        if self.sparsity == 0:
+            return []
+        n = self.num_rounds
+        return [*(round(1 - (1 - self.sparsity) ** (level / n), 12) for level in range(1, n)), float(self.sparsity)]

@@ -1,0 +1,135 @@
+"""Recipe: optimiser, learning rate and its schedule, steps, batch size. Everything that changes training, nothing else.
+
+Numbers of steps are whole numbers of minibatches; "500it" and "2ep" (epochs of the training split, the last incomplete
+batch dropped) are accepted and resolved before anything is named by them.
+
+    rate(step) = lr * schedule(step / steps) * min(1, (step + 1) / warmup)
+"""
+
+import dataclasses
+import inspect
+import math
+import re
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+
+
+class Schedule(Protocol):
+    """Multiplier of the learning rate in [0, 1] at `step` of `steps`."""
+
+    def __call__(self, step: int, steps: int) -> float: ...
+
+
+@dataclass(frozen=True)
+class Constant:
+    """1, always."""
+
+    def __call__(self, step: int, steps: int) -> float:
+        return 1.0
+
+
+@dataclass(frozen=True)
+class Step:
+    """gamma^(number of `drops` at or before the step): the piecewise constant schedule of He et al. 2016."""
+
+    drops: list[int | str]
+    gamma: float = 0.1
+
+    def __call__(self, step: int, steps: int) -> float:
+        return self.gamma ** sum(step >= int(drop) for drop in self.drops)
+
+
+@dataclass(frozen=True)
+class Cosine:
+    """(1 + cos(pi * step / steps)) / 2 (Loshchilov & Hutter 2017, https://arxiv.org/abs/1608.03983, no restarts)."""
+
+    def __call__(self, step: int, steps: int) -> float:
+        return (1 + math.cos(math.pi * step / steps)) / 2
+
+
+def num_steps(text: int | str, per_epoch: int, name: str) -> int:
+    """Whole steps of "500it", "2ep" or 500. Raises ValueError naming `name` for anything else."""
+    match = re.fullmatch(r"(\d+)(it|ep)?", str(text))
+    if not match:
+        raise ValueError(f"{name}={text} is not a number of steps; write 500it, 2ep or 500")
+    return int(match[1]) * (per_epoch if match[2] == "ep" else 1)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is trained.
+
+    optimizer: a class of torch.optim; options: its arguments beside lr (momentum, weight_decay, ...).
+    lr: > 0. batch_size: 1 to the size of the training split. steps: >= 1. warmup: 0 to steps, linear.
+    eval_every: steps between evaluations on the validation split, among which early stopping chooses.
+    per_epoch: steps of an epoch, set by `on`.
+    """
+
+    optimizer: str
+    lr: float
+    batch_size: int
+    steps: int | str
+    eval_every: int | str
+    schedule: Schedule = field(default_factory=Constant)
+    warmup: int | str = 0
+    options: dict[str, Any] = field(default_factory=dict)
+    per_epoch: int = 0
+
+    def on(self, num_train: int) -> "Recipe":
+        """This recipe with every number of steps resolved for a training split of `num_train` examples.
+
+        Raises ValueError, one line, for a value that cannot train.
+        """
+        if not isinstance(self.batch_size, int) or not 1 <= self.batch_size <= num_train:
+            raise ValueError(f"recipe.batch_size={self.batch_size} must be 1 to {num_train} (the training split)")
+        per_epoch = num_train // self.batch_size
+        if not isinstance(self.lr, int | float) or not 0 < self.lr < math.inf:
+            raise ValueError(f"recipe.lr={self.lr} must be a number above 0")
+        steps, warmup, eval_every = (
+            num_steps(getattr(self, name), per_epoch, f"recipe.{name}") for name in ("steps", "warmup", "eval_every")
+        )
+        if steps < 1 or eval_every < 1:
+            raise ValueError(f"recipe.steps={self.steps} and recipe.eval_every={self.eval_every} must be at least 1it")
+        if warmup > steps:
+            raise ValueError(f"recipe.warmup={self.warmup} is past the end of training (recipe.steps={steps})")
+        schedule = self.schedule
+        if isinstance(schedule, Step):
+            drops = [num_steps(drop, per_epoch, "recipe.schedule.drops") for drop in schedule.drops]
+            schedule = dataclasses.replace(schedule, drops=drops)
+        recipe = dataclasses.replace(
+            self, lr=float(self.lr), steps=steps, warmup=warmup, eval_every=eval_every, schedule=schedule,
+            per_epoch=per_epoch,
+        )  # fmt: skip
+        recipe.check_optimizer()
+        return recipe
+
+    def check_optimizer(self) -> None:
+        """Raises ValueError unless the optimiser takes its options and can take a plain step (L-BFGS cannot)."""
+        weight = torch.nn.Parameter(torch.zeros(2, 2))
+        weight.grad = torch.zeros_like(weight)
+        optimizer = self.build([weight])
+        try:
+            optimizer.step()
+        except (TypeError, RuntimeError) as error:
+            raise ValueError(f"recipe.optimizer={self.optimizer} cannot train here: {error}") from error
+
+    def rate(self, step: int) -> float:
+        """Learning rate of one step; past the end of training (fine-tuning) the last one stays."""
+        steps = int(self.steps)
+        step = min(step, steps - 1)
+        warm = min(1.0, (step + 1) / int(self.warmup)) if self.warmup else 1.0
+        return self.lr * warm * self.schedule(step, steps)
+
+    def build(self, params: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+        """The optimiser over `params`, fused where torch has a fused kernel for it."""
+        kind = getattr(torch.optim, str(self.optimizer), None)
+        if not (isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)):
+            near = ", ".join(get_close_matches(str(self.optimizer), dir(torch.optim), n=3)) or "Adam, SGD"
+            raise ValueError(f"recipe.optimizer={self.optimizer} is no optimiser of torch.optim, such as {near}")
+        fused = {"fused": True} if "fused" in inspect.signature(kind).parameters else {}
+        try:
+            return kind(params, lr=self.lr, **fused, **self.options)  # type: ignore[call-arg]
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"recipe.options={self.options} does not fit {self.optimizer}: {error}") from error

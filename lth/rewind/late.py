@@ -1,0 +1,26 @@
+"""Late: rewind to the state after a fraction of dense training (late resetting: Frankle et al. 2019,
+https://arxiv.org/abs/1903.01611)."""
+
+from dataclasses import dataclass
+
+from lth.rewind import check_optimizer, moments
+
+
+@dataclass(frozen=True)
+class Late:
+    """fraction of recipe.steps, in [0, 1]; k = floor(fraction * steps), at most steps - 1 so that a step is left.
+    optimizer: keep the moments of step k (masked), or reset."""
+
+    fraction: float
+    optimizer: str = "keep"
+
+    def __post_init__(self) -> None:
+        check_optimizer(self.optimizer)
+        if isinstance(self.fraction, bool) or not isinstance(self.fraction, int | float) or not 0 <= self.fraction <= 1:
+            raise ValueError(f"rewind.fraction={self.fraction} must be in [0, 1]")
+
+    def step(self, recipe):
+        return min(int(self.fraction * recipe.steps), recipe.steps - 1)
+
+    def __call__(self, point, trained):
+        return moments(point, self.optimizer)

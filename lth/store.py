@@ -1,0 +1,192 @@
+"""The store: values of stages on disk, named by their keys, verified on every read, committed atomically.
+
+    <root>/stages/<2 digits>/<key>/   value.json  value.safetensors  manifest.json
+    <root>/work/<key>/<step>/         the same: checkpoints of trainings in flight
+    <root>/bad/                       entries that failed verification, set aside
+    <root>/tmp/                       entries being written; a killed writer leaves its folder here
+
+Commit: write every file into a folder of its own under tmp/, fsync each, write the manifest (SHA-256 and size of every
+file, and its own SHA-256) last, fsync the folder, rename the folder into place, fsync the parent. A reader sees a whole
+entry or none. Tensors are safetensors, the rest is JSON; nothing here can execute code.
+"""
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+import uuid
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load, save
+
+from lth.stage import Diverged, Stage, canonical
+
+log = logging.getLogger("lth")
+
+
+class StoreError(Exception):
+    """The store cannot be read or written; the message is one line with the path."""
+
+
+def check_writable(path: Path, name: str) -> None:
+    """Raises StoreError, naming `name`, unless `path` is a folder that can be written or one that can be made."""
+    existing = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    if not existing.is_dir():
+        raise StoreError(f"{name}={path} cannot be written: {existing} is not a folder; choose another")
+    try:
+        Path(tempfile.mkdtemp(dir=existing)).rmdir()  # trying is the only answer that counts: permissions lie to root
+    except OSError as error:
+        raise StoreError(f"{name}={path} cannot be written: {error.strerror} in {existing}; choose another") from error
+
+
+class Store:
+    """Values of stages below `root`. Raises StoreError if the folder cannot be made or written."""
+
+    def __init__(self, root: str | Path):
+        self.root = Path(root)
+        try:
+            for name in ("stages", "work", "tmp"):
+                (self.root / name).mkdir(parents=True, exist_ok=True)
+            probe = self.root / "tmp" / uuid.uuid4().hex
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise StoreError(
+                f"store={self.root} cannot be written ({error.strerror}); choose another folder"
+            ) from error
+
+    def _place(self, key: str) -> Path:
+        return self.root / "stages" / key[:2] / key
+
+    # Values of stages
+
+    def holds(self, key: str) -> bool:
+        """True if a verified entry is stored. A bad one is set aside with a warning, and counts as absent."""
+        return self._read(self._place(key)) is not None
+
+    def read(self, stage: Stage) -> Any:
+        """The value of a stored stage. Raises StoreError if it is absent or was found bad."""
+        entry = self._read(self._place(stage.key))
+        if entry is None:
+            raise StoreError(f"{stage} is not in the store {self.root}; run the same command again to make it")
+        tensors, meta, _ = entry
+        if meta.keys() == {"diverged_step"}:
+            return Diverged(meta["diverged_step"])
+        return stage.task.value.unpack(tensors, meta)
+
+    def manifest(self, key: str) -> dict:
+        """Provenance of a stored stage: its description (task, inputs), files, seconds, versions."""
+        return json.loads((self._place(key) / "manifest.json").read_bytes())
+
+    def commit(self, stage: Stage, value: Any, about: dict) -> None:
+        """Store a value with its provenance `about` (seconds, versions). Storing what is there changes nothing."""
+        self._write(self._place(stage.key), value.pack(), {"stage": stage.description, **about})
+
+    def drop(self, key: str) -> None:
+        """Forget a value; it can be made again."""
+        self._discard(self._place(key))
+
+    # Checkpoints of trainings in flight
+
+    def checkpoint(self, key: str, step: int, parts: tuple[dict, dict]) -> None:
+        """Keep (tensors, meta) of a training in flight; earlier steps go once this one is committed."""
+        place = self.root / "work" / key
+        self._write(place / f"{step:012d}", parts, {})
+        for earlier in sorted(place.iterdir())[:-1]:
+            self._discard(earlier)
+
+    def resume(self, key: str) -> tuple[dict, dict] | None:
+        """(tensors, meta) of the newest good checkpoint of a training, or None."""
+        place = self.root / "work" / key
+        for entry in sorted(place.iterdir(), reverse=True) if place.is_dir() else []:
+            if (parts := self._read(entry)) is not None:
+                return parts[:2]
+        return None
+
+    def finished(self, key: str) -> None:
+        """Forget the checkpoints of a training whose values are committed."""
+        self._discard(self.root / "work" / key)
+
+    # Files
+
+    def _write(self, place: Path, parts: tuple[dict, dict], about: dict) -> None:
+        tensors, meta = parts
+        files = {"value.json": canonical(meta)}
+        if tensors:
+            files["value.safetensors"] = save({name: tensor.contiguous() for name, tensor in tensors.items()})
+        sums = {
+            n: {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)} for n, content in files.items()
+        }
+        manifest = about | {"files": sums}
+        manifest["sha256"] = hashlib.sha256(canonical(manifest)).hexdigest()
+        folder = self.root / "tmp" / uuid.uuid4().hex
+        try:
+            folder.mkdir()
+            for name, content in [*files.items(), ("manifest.json", canonical(manifest))]:
+                with (folder / name).open("wb") as file:
+                    file.write(content)
+                    file.flush()
+                    os.fsync(file.fileno())
+            _sync(folder)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                folder.rename(place)
+            except OSError:
+                # Somebody committed the same key first: the same value, by law 4. Unless what stands there is bad.
+                if self._read(place) is None:
+                    folder.rename(place)
+            _sync(place.parent)
+        except OSError as error:
+            size = sum(len(content) for content in files.values())
+            raise StoreError(f"cannot write {size} bytes to {place}: {error.strerror}; mend that, run again") from error
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _read(self, place: Path) -> tuple[dict, dict, dict] | None:
+        """(tensors, meta, manifest), or None where there is no entry or a bad one, which is set aside."""
+        if not place.is_dir():
+            return None
+        try:
+            manifest = json.loads((place / "manifest.json").read_bytes())
+            claimed = manifest.pop("sha256")
+            if hashlib.sha256(canonical(manifest)).hexdigest() != claimed:
+                raise ValueError("manifest.json does not match its checksum")
+            content = {}
+            for name, expected in manifest["files"].items():
+                content[name] = (place / name).read_bytes()
+                if hashlib.sha256(content[name]).hexdigest() != expected["sha256"]:
+                    raise ValueError(f"{name} does not match its checksum")
+            tensors = load(content["value.safetensors"]) if "value.safetensors" in content else {}
+            return tensors, json.loads(content["value.json"]), manifest
+        except FileNotFoundError as error:
+            if not place.is_dir():  # another worker dropped it while we looked
+                return None
+            reason = f"{Path(error.filename).name} is missing"
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            reason = str(error)
+        log.warning("%s is damaged (%s); it is set aside and will be computed again", place, reason)
+        (self.root / "bad").mkdir(exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            place.rename(self.root / "bad" / f"{place.name}-{uuid.uuid4().hex[:8]}")
+        return None
+
+    def _discard(self, place: Path) -> None:
+        """Remove a folder in one step for readers: out of the way first, then file by file."""
+        trash = self.root / "tmp" / uuid.uuid4().hex
+        with contextlib.suppress(FileNotFoundError):
+            place.rename(trash)
+            shutil.rmtree(trash, ignore_errors=True)
+
+
+def _sync(folder: Path) -> None:
+    """Make a rename or a new name in `folder` durable (POSIX; other systems do it by themselves)."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

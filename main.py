@@ -1,0 +1,324 @@
+"""Find lottery tickets: compose a configuration, build every stage it asks for, plan, execute, write rows.
+
+    python main.py                                  one job
+    python main.py -m prune.sparsity=0.5,0.8,0.9    a sweep of three, which share their work
+    python main.py --help                           groups, keys and their defaults
+
+Everything that can be wrong with a configuration is found while building, before anything trains: one line, exit 2.
+"""
+
+import contextlib
+import difflib
+import os
+import re
+import shlex
+import sys
+import traceback
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, MissingConfigException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+if __name__ == "__main__":
+    sys.modules["main"] = sys.modules["__main__"]  # the launcher imports this module: one copy of it, not two
+
+TARGETS = ("lth.", "torch.optim.", "torch.nn.", "torchvision.models.")
+KEYS = (
+    "study", "replicates", "seed", "store", "keep", "data_dir", "save_tickets", "checkpoint_seconds", "dataset",
+    "model", "criterion", "pattern", "prune", "rewind", "branch", "recipe", "device", "wandb",
+)  # fmt: skip
+
+
+class InputError(Exception):
+    """Something asked for cannot be done; the message is one line that says what, and what would be right."""
+
+
+@dataclass
+class Job:
+    """One composed, built and checked configuration."""
+
+    cell: Any
+    context: Any
+    device: Any
+    wandb: Any
+    config: dict
+    tags: list[str]
+
+
+def build(cfg: DictConfig, settings: DictConfig) -> Job:
+    """Build all that a job's configuration asks for, and check it. Raises InputError. Trains and writes nothing.
+
+    cfg: the configuration without its hydra node; settings: the hydra node.
+    """
+    if unknown := sorted(str(key) for key in cfg if key not in KEYS):
+        raise InputError(f"{unknown[0]} is not a key of the configuration{_nearest(unknown[0], KEYS)}")
+    try:
+        config: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise InputError(_first_line(error)) from error
+    for name, least in (("replicates", 1), ("seed", 0)):
+        if not isinstance(config[name], int) or isinstance(config[name], bool) or config[name] < least:
+            raise InputError(f"{name}={config[name]} must be a whole number of at least {least}")
+    if not isinstance(config["checkpoint_seconds"], int | float) or config["checkpoint_seconds"] < 0:
+        raise InputError(f"checkpoint_seconds={config['checkpoint_seconds']} must be a number of at least 0")
+    if config["keep"] not in ("all", "tickets"):
+        raise InputError(f"keep={config['keep']} is not one of: all, tickets")
+    _check_targets(config)
+
+    from lth.cell import Cell
+    from lth.data import Source
+    from lth.execute import Context
+    from lth.store import StoreError, check_writable
+    from lth.tickets import Lab, iterative
+
+    groups = ("device", "wandb", "dataset", "model", "criterion", "pattern", "prune", "rewind", "recipe")
+    device, wandb, dataset, model, criterion, pattern, prune, rewind, recipe = (_make(config, g) for g in groups)
+    branches = {name: _instantiate(node, f"branch.{name}") for name, node in (config.get("branch") or {}).items()}
+    try:
+        check_writable(Path(config["store"]), "store")
+        check_writable(
+            Path(settings.run.dir if settings.mode == RunMode.RUN else settings.sweep.dir), "output directory"
+        )
+        data = _load(dataset, Path(config["data_dir"]))
+        source = Source(dataset, data.digest, len(data.train.y), data.input_shape, data.num_classes)
+        context = Context(device.name, {source.digest: data})
+        recipe = recipe.on(source.num_train)
+        trainings = []
+        for replicate in range(config["replicates"]):
+            lab = Lab(model, source, recipe, device.kind, config["seed"], replicate)
+            trainings += iterative(lab, prune(), criterion, pattern, rewind, branches)
+        trainings.sort(key=lambda training: training.level)  # stable: level, replicate, branch, as they are computed
+    except (ValueError, StoreError) as error:
+        raise InputError(_first_line(error)) from error
+    index = 0 if OmegaConf.is_missing(settings.job, "num") else settings.job.num or 0
+    cell = Cell(config["study"], index, list(settings.overrides.task), trainings, config["save_tickets"])
+    tags = [str(settings.runtime.choices.get(group)) for group in ("dataset", "model", "criterion", "rewind")]
+    return Job(cell, context, device, wandb, config, tags)
+
+
+_loaded: dict[str, Any] = {}
+
+
+def _load(dataset: Any, data_dir: Path) -> Any:
+    """The raw data of a data set, read once, however many cells name it."""
+    from lth.stage import describe, digest
+
+    name = digest([describe(dataset), str(data_dir)])
+    if name not in _loaded:
+        _loaded[name] = dataset(data_dir)
+    return _loaded[name]
+
+
+def _make(config: dict, group: str) -> Any:
+    if not isinstance(config[group], dict) or "_target_" not in config[group]:
+        raise InputError(
+            f"{group}={config[group]} is not a member of conf/{group}{_nearest_member(group, config[group])}"
+        )
+    return _instantiate(config[group], group)
+
+
+def _instantiate(node: dict, where: str) -> Any:
+    try:
+        return hydra.utils.instantiate(node, _convert_="all")
+    except HydraException as error:
+        cause = error.__cause__ or error
+        text = re.sub(r"^\w+\.__init__\(\) ", "", _first_line(cause))
+        raise InputError(text if isinstance(cause, ValueError) else f"{where}: {text}") from error
+
+
+def _check_targets(node: Any, path: str = "") -> None:
+    """A configuration may name only things of this project and of torch's own optimisers and layers."""
+    if isinstance(node, dict):
+        target = node.get("_target_")
+        if target is not None and not str(target).startswith(TARGETS):
+            raise InputError(f"{path}._target_={target} is not allowed; targets start with {', '.join(TARGETS)}")
+        for name, child in node.items():
+            _check_targets(child, f"{path}.{name}".lstrip("."))
+    elif isinstance(node, list):
+        for child in node:
+            _check_targets(child, path)
+
+
+# Running jobs
+
+
+@dataclass
+class Executed:
+    """What became of a cell, and the view it was shown in."""
+
+    outcome: Any
+    view: Any
+    store: Any
+
+
+_built: dict[int, Job] = {}  # job number -> what was built before the job began
+_executed: dict[str, Executed] = {}  # cell id -> what was executed before the job began
+
+
+def execute(jobs: list[Job], folders: list[Path], group: str) -> None:
+    """Plan and execute the union of some jobs; `main` then finds what became of its own."""
+    from lth.cell import execute_cells
+    from lth.execute import Context
+    from lth.store import Store
+    from lth.tracking import View, redact
+
+    together: dict[tuple, list[tuple[Job, View]]] = {}  # cells on another store or device cannot be one graph
+    for job, folder in zip(jobs, folders, strict=True):
+        view = View(
+            settings=job.wandb, id=job.cell.id, group=group, job_type=job.cell.study,
+            name=" ".join(job.cell.overrides) or job.cell.study, tags=job.tags, config=redact(job.config),
+            directory=folder, order=job.cell.labels(),
+        )  # fmt: skip
+        together.setdefault((job.config["store"], job.device), []).append((job, view))
+    for (root, device), members in together.items():
+        store, views = Store(root), [view for _, view in members]
+        context = Context(device.name, {name: data for job, _ in members for name, data in job.context.raw.items()})
+        outcome = execute_cells(
+            [job.cell for job, _ in members], store, context, device.workers, views,
+            members[0][0].config["checkpoint_seconds"],
+        )  # fmt: skip
+        _executed.update({job.cell.id: Executed(outcome, view, store) for job, view in members})
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="config")
+def main(cfg: DictConfig) -> None:
+    from lth.cell import drop_states, record, save_tickets
+    from lth.report import figures
+    from lth.tracking import redact
+
+    settings: Any = HydraConfig.get()
+    folder = Path(settings.runtime.output_dir)
+    job = _built.pop(settings.job.get("num") or 0, None) or build(cfg, settings)
+    if job.cell.id not in _executed:  # not run by our own launcher, which executes all cells of a sweep as one graph
+        execute([job], [folder], group=job.cell.study)
+    OmegaConf.save(OmegaConf.create(redact(job.config) | {"provenance": provenance(job)}), folder / "config.yaml")
+    mine, rows, files, failed = _executed[job.cell.id], [], [], True
+    try:
+        rows = record(job.cell, mine.store, mine.outcome, folder, mine.view)
+        files = save_tickets(job.cell, mine.store, job.context, folder / "tickets") if job.cell.save_tickets else []
+        failed = False
+        print(f"{' '.join(job.cell.overrides) or 'defaults'}: {len(rows)} rows in {folder}")
+    finally:
+        pictures = figures(folder) if mine.view.active else []
+        mine.view.finish(rows, [path for path in pictures if path.suffix == ".png"], files, failed=failed)
+    if job.config["keep"] == "tickets":
+        drop_states([job.cell], mine.store)
+
+
+def provenance(job: Job) -> dict:
+    """Versions, commit and device of this run."""
+    import platform
+    import subprocess
+
+    import torch
+
+    from lth import __version__
+
+    here = Path(__file__).parent
+    git = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        commit = subprocess.run(git, capture_output=True, text=True, timeout=5).stdout.strip() or None  # noqa: S603
+    except (OSError, subprocess.TimeoutExpired):
+        commit = None
+    versions = {"lth": __version__, "torch": str(torch.__version__), "hydra": hydra.__version__}
+    name = torch.cuda.get_device_name(job.device.index) if job.device.kind == "cuda" else platform.machine()
+    device = {"kind": job.device.kind, "name": name, "system": platform.platform()}
+    return {"versions": versions | {"python": platform.python_version()}, "commit": commit, "device": device}
+
+
+# The command line
+
+
+def _nearest(word: str, known: Iterable[str]) -> str:
+    """ "; did you mean ...?" where something known is close."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _first_line(error: BaseException) -> str:
+    return " ".join(str(error).split("full_key:")[0].split()) or type(error).__name__
+
+
+def explain(error: Exception) -> str:
+    """A configuration error of Hydra or OmegaConf in one line, with the nearest valid name."""
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, name = str(error.missing_cfg_file).rpartition("/")
+        members = sorted(error.options or [])
+        return f"{group}={name} is not there; there are {', '.join(members)}{_nearest(name, members)}"
+    text = _first_line(error)
+    if match := re.search(r"Could not (?:override|append to config) '([^']+?)'?\.? ", text):
+        key = match[1].partition("=")[0]
+        known = _keys(OmegaConf.to_container(_defaults()))
+        return f"{key} is not a key of the configuration{_nearest(key, known)}"
+    if match := re.search(r"Could not override '([^']+)'\. No match in the defaults list", text):
+        return f"{match[1]} is not a group of the configuration{_nearest(match[1], KEYS)}"
+    return text
+
+
+def _defaults() -> DictConfig:
+    """The configuration without any override."""
+    from hydra.core.global_hydra import GlobalHydra
+
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(Path(__file__).parent / "conf"), version_base="1.3"):
+        return hydra.compose("config")
+
+
+def _keys(node: Any, path: str = "") -> list[str]:
+    children = node.items() if isinstance(node, dict) else ()
+    return [path, *(key for name, child in children for key in _keys(child, f"{path}.{name}".lstrip(".")))]
+
+
+def refuse(message: str) -> NoReturn:
+    """One line of at most 200 characters on stderr, exit 2; nothing is left of a sweep that did not begin."""
+    for path in _made:
+        with contextlib.suppress(OSError):
+            path.unlink() if path.is_file() else path.rmdir()
+    line = " ".join(message.split())
+    print(line if len(line) <= 200 else f"{line[:197]}...", file=sys.stderr)
+    raise SystemExit(2)
+
+
+_made: list[Path] = []  # what Hydra makes for a sweep before its cells can be checked, innermost first
+
+
+def remember(folder: Path) -> None:
+    """Note the folders of a sweep that do not exist yet, so that a refused one leaves none."""
+    _made[:] = [folder / "multirun.yaml", *(path for path in (folder, *folder.parents) if not path.exists())]
+
+
+def command() -> int:
+    """The command line: runs `main` and turns what it raises into lines and exit codes."""
+    asked_for_traces = "HYDRA_FULL_ERROR" in os.environ
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises what it would otherwise print
+    try:
+        main()
+    except KeyboardInterrupt:
+        print(f"interrupted; what is finished is kept, this goes on: python {shlex.join(sys.argv)}", file=sys.stderr)
+        return 130
+    except Exception as error:
+        from lth.cell import CellError
+        from lth.store import StoreError
+
+        if asked_for_traces:
+            traceback.print_exc()
+        if isinstance(error, InputError | StoreError):
+            refuse(str(error))
+        if isinstance(error, HydraException | OmegaConfBaseException):
+            refuse(explain(error))
+        if not isinstance(error, CellError):
+            raise
+        print(f"{error}; this runs what is missing: python {shlex.join(sys.argv)}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(command())
