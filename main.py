@@ -118,9 +118,7 @@ def _load(dataset: Any, data_dir: Path) -> Any:
 
 def _make(config: dict, group: str) -> Any:
     if not isinstance(config[group], dict) or "_target_" not in config[group]:
-        raise InputError(
-            f"{group}={config[group]} is not a member of conf/{group}{_nearest_member(group, config[group])}"
-        )
+        raise InputError(f"{group}={config[group]} is not a member of conf/{group}")
     return _instantiate(config[group], group)
 
 

@@ -11,6 +11,7 @@ import inspect
 import math
 import re
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from typing import Any, Protocol
 
 import torch

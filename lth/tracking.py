@@ -2,7 +2,7 @@
 
 What W&B is given is a list whose entry i has W&B step i, built in the fixed order of the cell's trainings: the same
 list whether a training was watched live, served from the store, or both. A run is a place to which a prefix of the list
-has been sent: one that dies is replaced by an offline run that is sent the whole list, a resumed one gets what it lacks.
+has been sent: one that dies is replaced by an offline run that is sent the whole list, a resumed one gets the rest.
 
 All of W&B's failures together cost a process PATIENCE seconds and one line on stderr. wandb is imported here only.
 """
@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+Paths = Sequence[Path]
 MODES = ("auto", "online", "offline", "disabled")
 CURVES = ("train_loss", "val_loss", "val_accuracy")  # against `step`
 SUMMARIES = ("test_accuracy", "test_loss", "early_stop_step", "early_stop_test_accuracy", "diverged_step")
@@ -52,11 +53,9 @@ def write_rows(path: Path, rows: list[dict]) -> None:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    folder = os.open(path.parent, os.O_RDONLY)  # the new name, too, is to outlive a power cut
+    os.fsync(folder)
+    os.close(folder)
 
 
 def read_rows(path: Path) -> list[dict]:
@@ -105,7 +104,7 @@ def _warn(message: str) -> None:
     _warned = True
 
 
-def _bounded(call: Callable[[], Any], seconds: float = CALL_SECONDS) -> Any:
+def _bounded(call: Callable[[], Any], seconds: float) -> Any:
     """call() in a daemon thread. Raises RuntimeError for whatever it raises, TimeoutError when it takes longer; the
     time of a call that fails is taken from this process's patience."""
     global _patience
@@ -191,9 +190,7 @@ class View:
                 self._numbers[key] = numbers
             self._advance()
 
-    def finish(
-        self, rows: list[dict], figures: Sequence[Path], files: Sequence[Path] = (), failed: bool = False
-    ) -> None:
+    def finish(self, rows: list[dict], figures: Paths, files: Paths = (), failed: bool = False) -> None:
         """Log the rows as a table, the figures (PNG or JPEG) as images, the files as one artifact of type "ticket", and
         end the run with exit code `failed`; paths that are not files are left out. The table and the images of a cell
         that lacks trainings wait for the command that completes it: now they would take the W&B step of a point."""
@@ -233,14 +230,14 @@ class View:
                 os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
                 if self._run is None:
                     self._service = _services
-                    self._run = _bounded(self._open)
+                    self._run = _bounded(self._open, CALL_SECONDS)
                     self._sent = self._run.starting_step  # not run.step, which says 0 when a run is resumed
                     self.place = self._run.url or str(Path(self._run.dir).parent)
                 while self._sent < len(self._history):
-                    _bounded(lambda: self._run.log(self._history[self._sent](), step=self._sent))
+                    _bounded(self._log, CALL_SECONDS)
                     self._sent += 1
                 if last:
-                    _bounded(last)
+                    _bounded(last, CALL_SECONDS)
                 return
             except ImportError:
                 self._mode = "disabled"
@@ -248,6 +245,9 @@ class View:
                     _warn(f"wandb.mode={self._settings.mode} but wandb is not installed; nothing is shown")
             except Exception as error:
                 self._fall(error)
+
+    def _log(self) -> None:
+        self._run.log(self._history[self._sent](), step=self._sent)
 
     def _open(self) -> Any:
         import wandb
@@ -288,7 +288,7 @@ class View:
                 _bounded(wandb.teardown, 1.0)
 
 
-def _report(rows: list[dict], figures: Sequence[Path]) -> dict:
+def _report(rows: list[dict], figures: Paths) -> dict:
     import wandb
 
     columns = list(dict.fromkeys(name for row in rows for name in row))
@@ -297,7 +297,7 @@ def _report(rows: list[dict], figures: Sequence[Path]) -> dict:
     return {"rows": wandb.Table(columns=columns, data=data, allow_mixed_types=True), **images}
 
 
-def _close(run: Any, files: Sequence[Path], failed: bool) -> None:
+def _close(run: Any, files: Paths, failed: bool) -> None:
     import wandb
 
     if found := [path for path in files if path.is_file()]:

@@ -1,10 +1,10 @@
 """rows.jsonl and its view in W&B: law 7, and a W&B that is dead, absent or half alive. Nothing here needs a network."""
 
 import contextlib
-import importlib
 import json
 import os
 import random
+import shutil
 import socket
 import subprocess
 import sys
@@ -12,9 +12,7 @@ import threading
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 
 from lth import tracking
 from lth.tracking import View, Wandb, read_rows, redact, write_rows
@@ -164,7 +162,6 @@ def expected() -> list[tuple[int, dict]]:
 def test_replayed_history_is_what_its_definition_says(runs, tmp_path, expected):
     replay(view(tmp_path))
     assert runs[0].logged == expected
-    assert runs[0].metrics["step"] is None
     assert runs[0].metrics["val_accuracy/*"] == "step"
     assert runs[0].metrics["test_accuracy/*"] == "weights_remaining"
 
@@ -259,10 +256,18 @@ def history(directory: Path) -> list[tuple[int, dict]]:
 
 
 def test_two_offline_runs_at_once_one_live_one_replayed(tmp_path, expected, capfd):
-    before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # type: ignore[index]
+    import numpy as np
+    import torch
+    from PIL import Image
+
+    def generators() -> list:
+        return [random.getstate(), *map(str, np.random.get_state()), torch.get_rng_state().tolist()]
+
+    np.random.seed(1)  # what a script does that seeds; numpy's legacy generator is the one that libraries share
+    before = generators()
     live, stored = view(tmp_path / "live", id="live"), view(tmp_path / "stored", id="stored")
     figure, ticket = tmp_path / "figure.png", tmp_path / "ticket.json"
-    __import__("PIL.Image").Image.new("RGB", (4, 4)).save(figure)
+    Image.new("RGB", (4, 4)).save(figure)
     ticket.write_text("{}")
     for position in range(4):
         for key in reversed(KEYS):
@@ -275,8 +280,7 @@ def test_two_offline_runs_at_once_one_live_one_replayed(tmp_path, expected, capf
             [{"level": 0, "x": ["a=1"]}, {"level": 1, "seconds": 2.5}], [figure, tmp_path / "none.png"], [ticket]
         )
         shown.finish([], [])
-    after = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # type: ignore[index]
-    assert before == after, "W&B drew from a global generator"
+    assert generators() == before, "W&B drew from a global generator"
 
     first, second = history(tmp_path / "live"), history(tmp_path / "stored")
     assert first[:-1] == second[:-1] == expected
@@ -299,6 +303,9 @@ import sys, os, signal, subprocess
 from pathlib import Path
 from tests_tracking import KEYS, curve, numbers, replay, view, tracking
 directory, mode, harm = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
+for name, value in zip(sys.argv[4::2], sys.argv[5::2]):
+    assert hasattr(tracking, name)
+    setattr(tracking, name, float(value))
 for cell in ("one", "two"):
     shown = view(directory / cell, mode=mode, id=cell)
     shown.trained("dense", curve("dense"), numbers("dense"))
@@ -316,14 +323,17 @@ print("done")
 """
 
 
-def run_cells(directory: Path, mode: str, harm: str = "none", **environment: str) -> tuple[float, list[str]]:
-    """(seconds, lines on stderr) of a process that shows two cells, from its start to its end."""
+def run_cells(
+    directory: Path, mode: str, *options: str, harm: str = "none", **environment: str
+) -> tuple[float, list[str]]:
+    """(seconds, lines on stderr) of a process that shows two cells, from its start to its end. options: constants of
+    lth.tracking and their values, to be quicker."""
     start = "import importlib.util as u, sys; s = u.spec_from_file_location('tests_tracking', sys.argv.pop(1));"
     start += "m = u.module_from_spec(s); sys.modules['tests_tracking'] = m; s.loader.exec_module(m)\n"
     started = time.monotonic()
     clean = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
     done = subprocess.run(
-        [sys.executable, "-c", start + CELLS, __file__, str(directory), mode, harm],
+        [sys.executable, "-c", start + CELLS, __file__, str(directory), mode, harm, *options],
         env=clean | {"PYTHONPATH": str(ROOT)} | environment,
         capture_output=True,
         text=True,
@@ -337,7 +347,7 @@ def assert_complete_offline(directory: Path, expected: list[tuple[int, dict]]) -
     for cell in ("one", "two"):
         runs = sorted((directory / cell / "wandb").glob("offline-run-*"))
         for partial in runs[:-1]:
-            __import__("shutil").rmtree(partial)
+            shutil.rmtree(partial)
         assert history(directory / cell)[:-1] == expected
 
 
@@ -351,8 +361,9 @@ def black_hole():
 
 
 def test_server_that_refuses(tmp_path, expected):
-    seconds, lines = run_cells(tmp_path, "auto", WANDB_BASE_URL="http://127.0.0.1:9", WANDB_API_KEY="a" * 40)
-    assert seconds < 15
+    where = {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "a" * 40}
+    seconds, lines = run_cells(tmp_path, "auto", "INIT_SECONDS", "2", **where)
+    assert seconds < 10
     assert len(lines) == 1
     assert "wandb sync" in lines[0]
     assert_complete_offline(tmp_path, expected)
@@ -376,7 +387,7 @@ def test_no_key_online(tmp_path, expected):
 
 @pytest.mark.parametrize("harm", ["SIGKILL", "SIGSTOP"])
 def test_service_process_dies_or_hangs(tmp_path, expected, harm):
-    seconds, lines = run_cells(tmp_path, "offline", harm=harm)
+    seconds, lines = run_cells(tmp_path, "offline", "CALL_SECONDS", "2.5", harm=harm)
     assert seconds < 15
     assert len(lines) == 1
     assert_complete_offline(tmp_path, expected)
@@ -438,24 +449,19 @@ def test_package_absent(monkeypatch, tmp_path, capsys, mode, lines):
     assert len(capsys.readouterr().err.splitlines()) == lines
 
 
-def test_disabled_does_not_import_wandb(monkeypatch, tmp_path):
-    """Neither does the module, whose import must cost nothing."""
-    for name in [name for name in sys.modules if name.partition(".")[0] == "wandb"]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setattr(importlib.import_module("builtins"), "__import__", forbid_wandb(__import__))
-    importlib.reload
+def test_disabled_does_not_ask_for_the_package(monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(sys.modules, "wandb", None)
     shown = view(tmp_path, mode="disabled")
     replay(shown)
     shown.finish([{"a": 1}], [])
+    assert capsys.readouterr().err == ""
     assert not any(tmp_path.iterdir())
 
 
-def forbid_wandb(import_):
-    def guarded(name, *rest, **named):
-        assert name.partition(".")[0] != "wandb", "wandb was imported"
-        return import_(name, *rest, **named)
-
-    return guarded
+def test_import_is_light():
+    command = "import sys, lth.tracking; print({'wandb', 'torch', 'hydra', 'omegaconf'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", command], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
 
 
 # ---------------------------------------------------------------- settings

@@ -1,0 +1,91 @@
+"""Shared by all tests: one thread, no W&B, and a laboratory small enough to train in a tenth of a second."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lth.branch.random_mask import RandomMask
+from lth.branch.random_reinit import RandomReinit
+from lth.criterion.magnitude import Magnitude
+from lth.data import Data, Source, Split, split
+from lth.execute import Context, execute, plan
+from lth.model.mlp import Mlp
+from lth.pattern.unstructured import Unstructured
+from lth.prune.iterative import Iterative
+from lth.recipe import Recipe
+from lth.rewind.init import Init
+from lth.store import Store
+from lth.tickets import Lab, Training, iterative
+
+torch.set_num_threads(1)
+
+
+def blobs(num_examples: int = 300, seed: int = 0) -> Data:
+    """Three classes of noisy 1 x 4 x 4 images, easy but not trivial; 200 to train on, 50 and 50 held out."""
+    rng = torch.Generator().manual_seed(seed)
+    y = torch.randint(0, 3, (num_examples,), generator=rng)
+    centres = torch.randint(60, 200, (3, 1, 4, 4), generator=rng)
+    noise = torch.randn(num_examples, 1, 4, 4, generator=rng) * 60
+    x = (centres[y] + noise).clamp(0, 255).to(torch.uint8)
+    return split(Split(x, y), 50, 50, seed, num_classes=3)
+
+
+@dataclass(frozen=True)
+class Blobs:
+    """A data set as a configuration names it."""
+
+    seed: int = 0
+
+    def __call__(self, data_dir: Path) -> Data:
+        return blobs(seed=self.seed)
+
+
+@dataclass
+class Bench:
+    """A small study in a store of its own: ask for its trainings, run them, read them."""
+
+    store: Store
+    data: Data = field(default_factory=blobs)
+    model: Any = field(default_factory=lambda: Mlp([8]))
+    recipe: Recipe = field(default_factory=lambda: Recipe("Adam", 0.01, 20, 40, 10))
+    rewind: Any = field(default_factory=Init)
+    pattern: Any = field(default_factory=Unstructured)
+    criterion: Any = field(default_factory=Magnitude)
+    branches: dict = field(default_factory=lambda: {"random_reinit": RandomReinit(), "random_mask": RandomMask()})
+
+    @property
+    def context(self) -> Context:
+        return Context("cpu", {self.source.digest: self.data})
+
+    @property
+    def source(self) -> Source:
+        data = self.data
+        return Source(Blobs(), data.digest, len(data.train.y), data.input_shape, data.num_classes)
+
+    def lab(self, replicate: int = 0) -> Lab:
+        return Lab(self.model, self.source, self.recipe.on(len(self.data.train.y)), "cpu", 0, replicate)
+
+    def trainings(self, sparsity: float = 0.36, replicates: int = 1) -> list[Training]:
+        return [
+            training
+            for replicate in range(replicates)
+            for training in iterative(
+                self.lab(replicate), Iterative(sparsity)(), self.criterion, self.pattern, self.rewind, self.branches
+            )
+        ]
+
+    def run(self, trainings: list[Training], workers: int = 0, tell=lambda *event: None, also=(), **options) -> dict:
+        """Execute what is missing of some trainings; returns the failures."""
+        todo = plan([[training.run for training in trainings]], self.store, also)
+        return execute(todo, self.store, self.context, workers, tell, **options)
+
+    def numbers(self, trainings: list[Training]) -> list[dict]:
+        return [self.store.read(training.run.result) for training in trainings]
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(Store(tmp_path / "store"))
