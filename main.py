@@ -98,7 +98,8 @@ def build(cfg: DictConfig, settings: DictConfig) -> Job:
     except (ValueError, StoreError) as error:
         raise InputError(_first_line(error)) from error
     index = 0 if OmegaConf.is_missing(settings.job, "num") else settings.job.num or 0
-    cell = Cell(config["study"], index, list(settings.overrides.task), trainings, config["save_tickets"])
+    overrides, keep_states = list(settings.overrides.task), config["keep"] == "all"
+    cell = Cell(config["study"], index, overrides, trainings, config["save_tickets"], keep_states)
     tags = [str(settings.runtime.choices.get(group)) for group in ("dataset", "model", "criterion", "rewind")]
     return Job(cell, context, device, wandb, config, tags)
 
@@ -206,7 +207,7 @@ def main(cfg: DictConfig) -> None:
     finally:
         pictures = figures(folder) if mine.view.active else []
         mine.view.finish(rows, [path for path in pictures if path.suffix == ".png"], files, failed=failed)
-    if job.config["keep"] == "tickets":
+    if not job.cell.keep_states:
         drop_states([job.cell], mine.store)
 
 

@@ -30,6 +30,7 @@ class Cell:
     overrides: list[str]
     trainings: list[Training]
     save_tickets: bool = False
+    keep_states: bool = True
 
     @property
     def id(self) -> str:
@@ -45,6 +46,10 @@ class Cell:
     def targets(self) -> list[Stage]:
         """Stages that must be stored beside the results."""
         return [stage for t in self.tickets if t.ticket for stage in (t.ticket.mask,)] if self.save_tickets else []
+
+    def along(self) -> list[Stage]:
+        """States from which a sparser study goes on: the ends of the chain's trainings."""
+        return [t.run.end for t in self.trainings if t.branch in ("dense", "ticket")] if self.keep_states else []
 
     def labels(self) -> list[tuple[str, dict]]:
         """(result key, labels) of each training, in the order in which a view shows them."""
@@ -76,7 +81,9 @@ def execute_cells(
     announce: Callable[[str], None] = print,
 ) -> Outcome:
     """Plan the union of the cells, print the plan, compute what is missing, and show it live in each cell's view."""
-    todo = plan([[t.run for t in cell.trainings] for cell in cells], store, [s for c in cells for s in c.targets()])
+    asked = [[training.run for training in cell.trainings] for cell in cells]
+    also, along = ([s for cell in cells for s in stages(cell)] for stages in (Cell.targets, Cell.along))
+    todo = plan(asked, store, also, along)
     announce(f"{todo}{_estimate(todo, context, workers)}")
     outcome = Outcome(computed={stage.key for stages in todo.units.values() for stage in stages})
     if not todo.units:

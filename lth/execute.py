@@ -168,10 +168,13 @@ class Plan:
         return f"{self.asked} trainings asked, {len(self.trainings)} to do, {shared} shared, {self.stored} stored"
 
 
-def plan(cells: Iterable[Iterable[Run]], store: Store, also: Iterable[Stage] = ()) -> Plan:
+def plan(
+    cells: Iterable[Iterable[Run]], store: Store, also: Iterable[Stage] = (), along: Iterable[Stage] = ()
+) -> Plan:
     """What must be computed for the results of every run of every cell, and for the stages of `also`.
 
-    A stage that is stored (and found good) is not opened up: what lies behind it is not needed.
+    A stage that is stored (and found good) is not opened up: what lies behind it is not needed. `along`: states that
+    are worth keeping if their runs are trained anyway, so that a later study can go on from them.
     """
     result, runs = Plan(), [run for cell in cells for run in cell]
     result.asked = len(runs)
@@ -204,6 +207,9 @@ def plan(cells: Iterable[Iterable[Run]], store: Store, also: Iterable[Stage] = (
 
     for stage in [*targets.values(), *also]:
         visit(stage)
+    for stage in along:
+        if stage.key not in unit_names and unit_of(stage) in result.units:
+            visit(stage)
     result.stored = sum(unit_names[key] is None for key in targets)
     return result
 
@@ -226,7 +232,7 @@ def measure_step(run: Run, context: Context) -> tuple[float, int]:
     start, state = TrainState.of(model), None
     for num_steps in (3, 10):  # the first ones warm up
         started = time.perf_counter()
-        for _, state, _ in train(model, start, mask, run.recipe, data, 0, num_steps):  # noqa: B007
+        for _, state, _ in train(model, start, mask, run.recipe, data, 0, num_steps):
             pass
         seconds = (time.perf_counter() - started) / num_steps
     tensors = state().pack()[0] if state else {}

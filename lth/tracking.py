@@ -135,7 +135,7 @@ def _finite(values: dict, names: Iterable[str], of: str) -> dict[str, float]:
 
 
 class View:
-    """The W&B run of one cell, named by `id`, so that the same cell again is the same run.
+    """The W&B run of one cell, named by `id`, so that the same cell again is the same run. No two open views share one.
 
     order: (stage key, {"replicate": int, "level": int, "branch": str, "sparsity": float in [0, 1)}) of each training,
     in the order of the view; a key may stand under several labels. Methods may be called from any thread; they raise
@@ -150,7 +150,7 @@ class View:
         known = {mode: mode for mode in MODES} | {"run": "online"}
         self.place: str | None = None  # the run's URL, or its directory when it is offline
         self._mode = known.get(asked, "offline")  # auto, online, offline, disabled
-        self._settings, self._directory, self._order = settings, Path(directory), order
+        self._settings, self._directory, self._order = settings, Path(directory).absolute(), order
         self._labels = {"id": id, "group": group, "job_type": job_type, "name": name, "tags": tags}
         self._config = redact(config)
         self._points: dict[str, list[dict]] = {key: [] for key, _ in order}  # what is known of each curve
@@ -278,7 +278,7 @@ class View:
         """From online to offline, from offline to nothing."""
         global _gone, _services
         self._mode = "disabled" if self._failures else self._mode
-        self._run, self._sent, self._failures, _gone = None, 0, self._failures + 1, True
+        self._run, self._failures, _gone = None, self._failures + 1, True
         _warn(f"{' '.join(str(error).split())[:200]}; going on offline, for `wandb sync`: {self._directory / 'wandb'}")
         if self._service == _services:  # else another view has given up this service process already
             _services += 1

@@ -188,6 +188,16 @@ def test_live_in_any_interleaving_equals_replayed(monkeypatch, tmp_path, expecte
     assert runs[0].logged == expected
 
 
+def test_live_points_that_begin_late_cost_their_order_and_no_point(runs, tmp_path, expected):
+    """A caller that forgets the checkpoint's points; for a training that waits for its turn it costs nothing."""
+    shown = view(tmp_path)
+    shown.point("dense", curve("dense")[2])
+    shown.point("a", curve("a")[3])
+    replay(shown)
+    first = [expected[i][1] for i in (2, 0, 1, 3)]
+    assert runs[0].logged == list(enumerate(first)) + expected[4:]
+
+
 def test_live_point_of_the_training_whose_turn_it_is_shows_at_once(runs, tmp_path, expected):
     shown = view(tmp_path)
     shown.point("a", curve("a")[0])
@@ -381,7 +391,7 @@ def test_no_key_online(tmp_path, expected):
     seconds, lines = run_cells(tmp_path, "online")
     assert seconds < 10
     assert len(lines) == 1
-    assert "API key" in lines[0]
+    assert "WANDB_API_KEY" in lines[0], "asked before wandb.init, which would stop at a terminal"
     assert_complete_offline(tmp_path, expected)
 
 
@@ -406,6 +416,27 @@ def test_log_that_raises_is_followed_by_the_whole_run_offline(monkeypatch, tmp_p
     assert len(capsys.readouterr().err.splitlines()) == 1
     replay(view(tmp_path / "next", mode="online"))
     assert runs[2].options["mode"] == "offline", "the next cell does not try again"
+
+
+def test_views_that_share_a_dead_service_give_it_up_once(monkeypatch, tmp_path, expected, capsys):
+    """Otherwise the second would tear down the service to which the first has just moved."""
+    import wandb
+
+    def lost(*_, **__):
+        raise ConnectionResetError("Connection lost")
+
+    runs, teardowns = recorded(monkeypatch), []
+    monkeypatch.setattr(wandb, "teardown", lambda: teardowns.append(1))
+    views = [view(tmp_path / id, id=id) for id in ("one", "two")]
+    for shown in views:
+        shown.point("dense", curve("dense")[0])
+    for run in runs:
+        monkeypatch.setattr(run, "log", lost)
+    for shown in views:
+        replay(shown)
+    assert len(teardowns) == 1
+    assert [run.logged for run in runs[2:]] == [expected, expected]
+    assert len(capsys.readouterr().err.splitlines()) == 1
 
 
 def test_all_fails_and_nothing_is_raised(monkeypatch, tmp_path, capsys):
@@ -556,7 +587,7 @@ def test_redact(monkeypatch):
     monkeypatch.setenv("SOME_MONKEY", "banana")
     config = {
         "api_key": "a",
-        "apiKey": "a",
+        "accessToken": "a",
         "WANDB_API_KEY": "a",
         "password": 12,
         "credentials": {"user": "me"},
@@ -572,7 +603,7 @@ def test_redact(monkeypatch):
     hidden = "<redacted>"
     assert redact(config) == config | {
         "api_key": hidden,
-        "apiKey": hidden,
+        "accessToken": hidden,
         "WANDB_API_KEY": hidden,
         "password": hidden,
         "credentials": hidden,
