@@ -75,7 +75,7 @@ def build(cfg: DictConfig, settings: DictConfig) -> Job:
     from lth.cell import Cell
     from lth.data import Source
     from lth.execute import Context
-    from lth.store import StoreError, check_writable
+    from lth.store import Store, StoreError, check_writable
     from lth.tickets import Lab, iterative
 
     groups = ("device", "wandb", "dataset", "model", "criterion", "pattern", "prune", "rewind", "recipe")
@@ -94,6 +94,9 @@ def build(cfg: DictConfig, settings: DictConfig) -> Job:
         for replicate in range(config["replicates"]):
             lab = Lab(model, source, recipe, device.kind, config["seed"], replicate)
             trainings += iterative(lab, prune(), criterion, pattern, rewind, branches)
+        store = Store(config["store"])
+        if not all(store.present(training.run.result.key) for training in trainings):
+            recipe.check_optimizer()
         trainings.sort(key=lambda training: training.level)  # stable: level, replicate, branch, as they are computed
     except (ValueError, StoreError) as error:
         raise InputError(_first_line(error)) from error
@@ -168,19 +171,20 @@ def execute(jobs: list[Job], folders: list[Path], group: str) -> None:
     from lth.store import Store
     from lth.tracking import View, redact
 
+    views: dict[str, View] = {}  # a cell that is asked for twice is shown once
     together: dict[tuple, list[tuple[Job, View]]] = {}  # cells on another store or device cannot be one graph
     for job, folder in zip(jobs, folders, strict=True):
-        view = View(
+        view = views[job.cell.id] = views.get(job.cell.id) or View(
             settings=job.wandb, id=job.cell.id, group=group, job_type=job.cell.study,
             name=" ".join(job.cell.overrides) or job.cell.study, tags=job.tags, config=redact(job.config),
             directory=folder, order=job.cell.labels(),
         )  # fmt: skip
         together.setdefault((job.config["store"], job.device), []).append((job, view))
     for (root, device), members in together.items():
-        store, views = Store(root), [view for _, view in members]
+        store = Store(root)
         context = Context(device.name, {name: data for job, _ in members for name, data in job.context.raw.items()})
         outcome = execute_cells(
-            [job.cell for job, _ in members], store, context, device.workers, views,
+            [job.cell for job, _ in members], store, context, device.workers, [view for _, view in members],
             members[0][0].config["checkpoint_seconds"],
         )  # fmt: skip
         _executed.update({job.cell.id: Executed(outcome, view, store) for job, view in members})
@@ -203,10 +207,11 @@ def main(cfg: DictConfig) -> None:
         rows = record(job.cell, mine.store, mine.outcome, folder, mine.view)
         files = save_tickets(job.cell, mine.store, job.context, folder / "tickets") if job.cell.save_tickets else []
         failed = False
-        print(f"{' '.join(job.cell.overrides) or 'defaults'}: {len(rows)} rows in {folder}")
     finally:
-        pictures = figures(folder) if mine.view.active else []
-        mine.view.finish(rows, [path for path in pictures if path.suffix == ".png"], files, failed=failed)
+        pictures = figures(folder, (".png",)) if mine.view.active else []
+        mine.view.finish(rows, pictures, files, failed=failed)
+        shown = f", shown at {mine.view.place}" if str(mine.view.place).startswith("http") else ""
+        print(f"{' '.join(job.cell.overrides) or 'defaults'}: {len(rows)} rows in {folder}{shown}")
     if not job.cell.keep_states:
         drop_states([job.cell], mine.store)
 

@@ -238,9 +238,8 @@ def table(rows: pd.DataFrame) -> Table:
     return stack
 
 
-def write_csv(rows: pd.DataFrame, path: str | Path) -> None:
+def curves(rows: pd.DataFrame) -> pd.DataFrame:
     """curve() of each of METRICS under a first column `metric`, in full precision; accuracies are fractions."""
-    curves = {metric: curve(rows, metric) for metric in METRICS}
-    whole = pd.concat({metric: part for metric, part in curves.items() if len(part)} or curves, names=["metric", None])
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    whole.reset_index(level="metric").to_csv(path, index=False, lineterminator="\n")
+    parts = {metric: curve(rows, metric) for metric in METRICS}
+    whole = pd.concat({metric: part for metric, part in parts.items() if len(part)} or parts, names=["metric", None])
+    return whole.reset_index(level="metric")

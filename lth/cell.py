@@ -34,8 +34,8 @@ class Cell:
 
     @property
     def id(self) -> str:
-        """Deterministic name: 16 digits of the hash of the results it asks for."""
-        return digest([training.run.result.key for training in self.trainings])[:16]
+        """Deterministic name: 16 digits of the hash of the results it asks for, and of how they were asked for."""
+        return digest([self.study, self.overrides, [training.run.result.key for training in self.trainings]])[:16]
 
     @property
     def tickets(self) -> list[Training]:

@@ -168,9 +168,7 @@ class Plan:
         return f"{self.asked} trainings asked, {len(self.trainings)} to do, {shared} shared, {self.stored} stored"
 
 
-def plan(
-    cells: Iterable[Iterable[Run]], store: Store, also: Iterable[Stage] = (), along: Iterable[Stage] = ()
-) -> Plan:
+def plan(cells: Iterable[Iterable[Run]], store: Store, also: Iterable[Stage] = (), along: Iterable[Stage] = ()) -> Plan:
     """What must be computed for the results of every run of every cell, and for the stages of `also`.
 
     A stage that is stored (and found good) is not opened up: what lies behind it is not needed. `along`: states that

@@ -8,6 +8,7 @@ and Ito's (https://jfly.uni-koeln.de/color/), safe for colour-blind readers; mar
 import itertools
 import math
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib as mpl
@@ -17,6 +18,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from lth.analysis import curve
+
+Kinds = Sequence[str]  # endings of the files to write
 
 LABELS = {  # metric -> name of the y axis
     "test_accuracy": "test accuracy at the end of training (%)",
@@ -28,14 +31,14 @@ CONTROLS = [("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D"), ("#E69F00", "v
 PANEL = {1: 6.4, 2: 4.8, 3: 4.0}  # inches that a panel is wide, by the number of columns
 
 
-def accuracy_vs_sparsity(rows: pd.DataFrame, path_stem: str | Path) -> list[Path]:
+def accuracy_vs_sparsity(rows: pd.DataFrame, path_stem: str | Path, kinds: Kinds = (".png", ".svg")) -> list[Path]:
     """Test accuracy at the end of training against weights remaining: writes and returns <stem>.png and <stem>.svg."""
-    return _write(figure(rows, "test_accuracy"), path_stem)
+    return _write(figure(rows, "test_accuracy"), path_stem, kinds)
 
 
-def early_stop_vs_sparsity(rows: pd.DataFrame, path_stem: str | Path) -> list[Path]:
+def early_stop_vs_sparsity(rows: pd.DataFrame, path_stem: str | Path, kinds: Kinds = (".png", ".svg")) -> list[Path]:
     """Step of minimum validation loss, the papers' speed of learning, against weights remaining; files as above."""
-    return _write(figure(rows, "early_stop_step"), path_stem)
+    return _write(figure(rows, "early_stop_step"), path_stem, kinds)
 
 
 def figure(rows: pd.DataFrame, metric: str) -> Figure:
@@ -141,11 +144,11 @@ def _caption(lines: pd.DataFrame, rows: pd.DataFrame) -> str:
     return f"mean and 95% Student t interval over n={count} replicates{left_out}"
 
 
-def _write(fig: Figure, path_stem: str | Path) -> list[Path]:
+def _write(fig: Figure, path_stem: str | Path, kinds: Kinds) -> list[Path]:
     """The svg holds no date and no random ids: the same rows give the same bytes."""
-    paths = [Path(f"{path_stem}.png"), Path(f"{path_stem}.svg")]
-    paths[0].parent.mkdir(parents=True, exist_ok=True)
-    with mpl.rc_context({"svg.hashsalt": "lth"}):
-        fig.savefig(paths[0], dpi=150)
-        fig.savefig(paths[1], metadata={"Date": None})
+    paths = [Path(f"{path_stem}{kind}") for kind in kinds]
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with mpl.rc_context({"svg.hashsalt": "lth"}):
+            fig.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
     return paths

@@ -103,14 +103,14 @@ class Recipe:
             self, lr=float(self.lr), steps=steps, warmup=warmup, eval_every=eval_every, schedule=schedule,
             per_epoch=per_epoch,
         )  # fmt: skip
-        recipe.check_optimizer()
+        recipe._optimizer()
         return recipe
 
     def check_optimizer(self) -> None:
         """Raises ValueError unless the optimiser takes its options and can take a plain step (L-BFGS cannot)."""
         weight = torch.nn.Parameter(torch.zeros(2, 2))
         weight.grad = torch.zeros_like(weight)
-        optimizer = self.build([weight])
+        optimizer = self.build([weight])  # this imports torch._dynamo, which takes a second: not where nothing trains
         try:
             optimizer.step()
         except (TypeError, RuntimeError) as error:
@@ -125,12 +125,22 @@ class Recipe:
 
     def build(self, params: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
         """The optimiser over `params`, fused where torch has a fused kernel for it."""
+        kind = self._optimizer()
+        fused = {"fused": True} if "fused" in inspect.signature(kind).parameters else {}
+        try:
+            return kind(params, lr=self.lr, **fused, **self.options)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"recipe.options={self.options} does not fit {self.optimizer}: {error}") from error
+
+    def _optimizer(self) -> Any:
+        """The class of torch.optim. Raises ValueError where there is none, or it does not know one of the options."""
         kind = getattr(torch.optim, str(self.optimizer), None)
         if not (isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)):
             near = ", ".join(get_close_matches(str(self.optimizer), dir(torch.optim), n=3)) or "Adam, SGD"
             raise ValueError(f"recipe.optimizer={self.optimizer} is no optimiser of torch.optim, such as {near}")
-        fused = {"fused": True} if "fused" in inspect.signature(kind).parameters else {}
-        try:
-            return kind(params, lr=self.lr, **fused, **self.options)  # type: ignore[call-arg]
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"recipe.options={self.options} does not fit {self.optimizer}: {error}") from error
+        known = [name for name in inspect.signature(kind).parameters if name not in ("params", "lr", "fused")]
+        for name in self.options:
+            if name not in known:
+                has = ", ".join(known)
+                raise ValueError(f"recipe.options.{name} is no option of {self.optimizer}, which has {has}")
+        return kind

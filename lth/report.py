@@ -7,7 +7,7 @@ from rich.console import Console
 from lth import analysis
 
 
-def figures(folder: Path) -> list[Path]:
+def figures(folder: Path, kinds: tuple[str, ...] = (".png", ".svg")) -> list[Path]:
     """Draw the figures of the rows at or below `folder` into <folder>/report/; [] where there are no rows."""
     from lth import plot
 
@@ -16,10 +16,9 @@ def figures(folder: Path) -> list[Path]:
         return []
     report = folder / "report"
     report.mkdir(parents=True, exist_ok=True)
-    analysis.write_csv(rows, report / "rows.csv")
     return [
-        *plot.accuracy_vs_sparsity(rows, report / "accuracy_vs_sparsity"),
-        *plot.early_stop_vs_sparsity(rows, report / "early_stop_vs_sparsity"),
+        *plot.accuracy_vs_sparsity(rows, report / "accuracy_vs_sparsity", kinds),
+        *plot.early_stop_vs_sparsity(rows, report / "early_stop_vs_sparsity", kinds),
     ]
 
 
@@ -30,12 +29,16 @@ def report(folder: Path, console: Console | None = None) -> list[dict]:
     if not rows.empty:
         console.print(analysis.table(rows))
         for verdict in analysis.verdicts(rows):
-            console.print(verdict.evidence, soft_wrap=True, highlight=False)
-        for path in [folder / "report" / "rows.csv", *figures(folder)]:
-            console.print(str(path), soft_wrap=True, highlight=False)
+            console.print(verdict.evidence, soft_wrap=True, highlight=False, markup=False)
+        drawn = figures(folder)
+        for name, table in (("rows", rows), ("curves", analysis.curves(rows))):
+            table.to_csv(folder / "report" / f"{name}.csv", index=False, lineterminator="\n")
+            drawn.append(folder / "report" / f"{name}.csv")
+        for path in drawn:
+            console.print(str(path), soft_wrap=True, highlight=False, markup=False)
     for failure in failures:
         console.print(
             f"cell {failure['cell']} failed: {failure['cause']}", soft_wrap=True, highlight=False, style="red"
         )
-        console.print(f"  rerun: {failure['command']}", soft_wrap=True, highlight=False)
+        console.print(f"  rerun: {failure['command']}", soft_wrap=True, highlight=False, markup=False)
     return failures

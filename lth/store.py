@@ -44,25 +44,19 @@ def check_writable(path: Path, name: str) -> None:
 
 
 class Store:
-    """Values of stages below `root`. Raises StoreError if the folder cannot be made or written."""
+    """Values of stages below `root`, which is made when the first one is written."""
 
     def __init__(self, root: str | Path):
         self.root = Path(root)
-        try:
-            for name in ("stages", "work", "tmp"):
-                (self.root / name).mkdir(parents=True, exist_ok=True)
-            probe = self.root / "tmp" / uuid.uuid4().hex
-            probe.touch()
-            probe.unlink()
-        except OSError as error:
-            raise StoreError(
-                f"store={self.root} cannot be written ({error.strerror}); choose another folder"
-            ) from error
 
     def _place(self, key: str) -> Path:
         return self.root / "stages" / key[:2] / key
 
     # Values of stages
+
+    def present(self, key: str) -> bool:
+        """True if an entry stands there, good or bad: a quick look."""
+        return self._place(key).is_dir()
 
     def holds(self, key: str) -> bool:
         """True if a verified entry is stored. A bad one is set aside with a warning, and counts as absent."""
@@ -125,7 +119,7 @@ class Store:
         manifest["sha256"] = hashlib.sha256(canonical(manifest)).hexdigest()
         folder = self.root / "tmp" / uuid.uuid4().hex
         try:
-            folder.mkdir()
+            folder.mkdir(parents=True)
             for name, content in [*files.items(), ("manifest.json", canonical(manifest))]:
                 with (folder / name).open("wb") as file:
                     file.write(content)
@@ -177,6 +171,7 @@ class Store:
     def _discard(self, place: Path) -> None:
         """Remove a folder in one step for readers: out of the way first, then file by file."""
         trash = self.root / "tmp" / uuid.uuid4().hex
+        trash.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileNotFoundError):
             place.rename(trash)
             shutil.rmtree(trash, ignore_errors=True)

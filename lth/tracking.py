@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -234,8 +235,9 @@ class View:
                     self._sent = self._run.starting_step  # not run.step, which says 0 when a run is resumed
                     self.place = self._run.url or str(Path(self._run.dir).parent)
                 while self._sent < len(self._history):
-                    _bounded(self._log, CALL_SECONDS)
-                    self._sent += 1
+                    steps = range(self._sent, min(self._sent + 500, len(self._history)))  # 500 healthy ones: 0.2 s
+                    _bounded(partial(self._log, self._run, steps), CALL_SECONDS)
+                    self._sent = steps.stop
                 if last:
                     _bounded(last, CALL_SECONDS)
                 return
@@ -246,8 +248,9 @@ class View:
             except Exception as error:
                 self._fall(error)
 
-    def _log(self) -> None:
-        self._run.log(self._history[self._sent](), step=self._sent)
+    def _log(self, run: Any, steps: range) -> None:
+        for step in steps:
+            run.log(self._history[step](), step=step)
 
     def _open(self) -> Any:
         import wandb

@@ -111,8 +111,8 @@ def test_nothing_to_load(tmp_path):
     rows = analysis.load(tmp_path)
     assert rows.empty and set(row()) | {"setting"} == set(rows.columns)
     assert analysis.curve(rows).empty and analysis.verdicts(rows) == [] and analysis.failures(tmp_path) == []
-    analysis.write_csv(rows, tmp_path / "out" / "curve.csv")
-    assert (tmp_path / "out" / "curve.csv").read_text().startswith("metric,setting,branch,level,sparsity,mean,half,n,")
+    columns = ["metric", "setting", "branch", "level", "sparsity", "mean", "half", "n", "num_diverged"]
+    assert list(analysis.curves(rows).columns) == columns
     assert printed(rows).strip() == "no rows"
 
 
@@ -395,10 +395,9 @@ def test_table_per_setting_with_brackets(tmp_path):
     assert text.count("100.0") == 2 and max(map(len, text.splitlines())) <= 80
 
 
-def test_csv_holds_every_curve(tmp_path):
+def test_curves_hold_every_metric(tmp_path):
     rows = sweep(tmp_path, runs({0.5: GOOD}))
-    analysis.write_csv(rows, tmp_path / "curve.csv")
-    read = pd.read_csv(tmp_path / "curve.csv", keep_default_na=False, na_values={"mean": "", "half": ""})
+    read = analysis.curves(rows)
     assert list(read["metric"].unique()) == list(analysis.METRICS)
     for metric, part in read.groupby("metric"):
         expected = analysis.curve(rows, metric)

@@ -1,0 +1,30 @@
+"""Does a ticket match the dense network, and do its controls? Accuracy against sparsity.
+
+Claim      a network contains sparse subnetworks that, trained alone from their own initial weights, match it; the same
+           masks with fresh weights, and random masks of the same layer sparsities, fall behind as sparsity grows
+Source     Frankle & Carbin 2019, https://arxiv.org/abs/1803.03635, section 2, figures 1, 3 and 4
+Figure     accuracy_vs_sparsity, early_stop_vs_sparsity (<sweep>/report/)
+Command    python main.py -m prune.sparsity=0.5,0.8,0.9
+Cost       120 trainings of 1,000 steps, about 90 s on two CPU cores
+"""
+
+from pathlib import Path
+
+from rich.table import Table
+
+from lth import analysis, plot
+
+
+def table(folder: Path) -> Table:
+    """Accuracy of ticket and controls by level, from the rows at or below `folder`."""
+    return analysis.table(analysis.load(folder))
+
+
+def figure(folder: Path, stem: Path) -> list[Path]:
+    """Write <stem>.png and <stem>.svg."""
+    return plot.accuracy_vs_sparsity(analysis.load(folder), stem)
+
+
+def verdict(folder: Path) -> list[analysis.Verdict]:
+    """Which branch matches dense, down to how many weights, and how far the ticket is above each control."""
+    return analysis.verdicts(analysis.load(folder))
