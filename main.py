@@ -8,12 +8,16 @@ Everything that can be wrong with a configuration is found while building, befor
 """
 
 import contextlib
+import dataclasses
 import difflib
+import math
 import os
 import re
 import shlex
 import sys
 import traceback
+import types
+import typing
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,10 +34,12 @@ if __name__ == "__main__":
     sys.modules["main"] = sys.modules["__main__"]  # the launcher imports this module: one copy of it, not two
 
 TARGETS = ("lth.", "torch.optim.", "torch.nn.", "torchvision.models.")
-KEYS = (
-    "study", "replicates", "seed", "store", "keep", "data_dir", "save_tickets", "checkpoint_seconds", "dataset",
-    "model", "criterion", "pattern", "prune", "rewind", "branch", "recipe", "device", "wandb",
-)  # fmt: skip
+GROUPS = ("device", "wandb", "dataset", "model", "criterion", "pattern", "prune", "rewind", "recipe")
+SCALARS = {
+    "study": str, "replicates": int, "seed": int, "store": str, "keep": str, "data_dir": str, "save_tickets": bool,
+    "checkpoint_seconds": float,
+}  # fmt: skip
+KEYS = (*SCALARS, *GROUPS, "branch")
 
 
 class InputError(Exception):
@@ -63,11 +69,13 @@ def build(cfg: DictConfig, settings: DictConfig) -> Job:
         config: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise InputError(_first_line(error)) from error
-    for name, least in (("replicates", 1), ("seed", 0)):
-        if not isinstance(config[name], int) or isinstance(config[name], bool) or config[name] < least:
-            raise InputError(f"{name}={config[name]} must be a whole number of at least {least}")
-    if not isinstance(config["checkpoint_seconds"], int | float) or config["checkpoint_seconds"] < 0:
-        raise InputError(f"checkpoint_seconds={config['checkpoint_seconds']} must be a number of at least 0")
+    if missing := [name for name in (*SCALARS, *GROUPS) if name not in config]:
+        raise InputError(f"{missing[0]} is missing from the configuration; leave it in")
+    for name, kind in SCALARS.items():
+        _check_kind(config[name], kind, name)
+    for name, least in (("replicates", 1), ("seed", 0), ("checkpoint_seconds", 0)):
+        if config[name] < least:
+            raise InputError(f"{name}={config[name]} must be at least {least}")
     if config["keep"] not in ("all", "tickets"):
         raise InputError(f"keep={config['keep']} is not one of: all, tickets")
     _check_targets(config)
@@ -78,9 +86,8 @@ def build(cfg: DictConfig, settings: DictConfig) -> Job:
     from lth.store import Store, StoreError, check_writable
     from lth.tickets import Lab, iterative
 
-    groups = ("device", "wandb", "dataset", "model", "criterion", "pattern", "prune", "rewind", "recipe")
-    device, wandb, dataset, model, criterion, pattern, prune, rewind, recipe = (_make(config, g) for g in groups)
-    branches = {name: _instantiate(node, f"branch.{name}") for name, node in (config.get("branch") or {}).items()}
+    device, wandb, dataset, model, criterion, pattern, prune, rewind, recipe = (_make(config[g], g) for g in GROUPS)
+    branches = {name: _make(node, f"branch.{name}") for name, node in (config.get("branch") or {}).items()}
     try:
         check_writable(Path(config["store"]), "store")
         check_writable(
@@ -120,19 +127,60 @@ def _load(dataset: Any, data_dir: Path) -> Any:
     return _loaded[name]
 
 
-def _make(config: dict, group: str) -> Any:
-    if not isinstance(config[group], dict) or "_target_" not in config[group]:
-        raise InputError(f"{group}={config[group]} is not a member of conf/{group}")
-    return _instantiate(config[group], group)
+HOMES = {"device": "lth.device", "wandb": "lth.tracking", "recipe": "lth.recipe"}  # the others: lth.<group>.<name>
 
 
-def _instantiate(node: dict, where: str) -> Any:
+def _make(node: Any, where: str) -> Any:
+    """The configured thing of a group: a dataclass of the group's own home, its fields of their kinds."""
+    group = where.partition(".")[0]
+    home = HOMES.get(group, f"lth.{group}.")
+    if not isinstance(node, dict) or not str(node.get("_target_")).startswith(home):
+        raise InputError(f"{where}={node} is no member of conf/{group}; a member's _target_ starts with {home}")
     try:
-        return hydra.utils.instantiate(node, _convert_="all")
-    except HydraException as error:
+        thing = hydra.utils.instantiate(node, _convert_="all")
+    except (HydraException, TypeError) as error:
         cause = error.__cause__ or error
         text = re.sub(r"^\w+\.__init__\(\) ", "", _first_line(cause))
         raise InputError(text if isinstance(cause, ValueError) else f"{where}: {text}") from error
+    if not dataclasses.is_dataclass(thing):
+        raise InputError(f"{where}._target_={node['_target_']} does not make a configured thing (a frozen dataclass)")
+    _check_fields(thing, where)
+    return thing
+
+
+def _check_fields(thing: Any, where: str) -> None:
+    """The fields of a configured thing are of the kinds that its class declares."""
+    for name, kind in typing.get_type_hints(type(thing)).items():
+        value = getattr(thing, name)
+        _check_kind(value, kind, f"{where}.{name}")
+        if dataclasses.is_dataclass(value):
+            _check_fields(value, f"{where}.{name}")
+
+
+WORDS = {int: "a whole number", float: "a finite number", str: "a word", bool: "true or false"}
+
+
+def _check_kind(value: Any, kind: Any, where: str) -> None:
+    if not _fits(value, kind):
+        raise InputError(f"{where}={value} must be {WORDS.get(kind, getattr(kind, '__name__', None) or kind)}")
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """True if `value` is of a declared kind. A bool is no number; a float is finite; an int will do for a float."""
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, one) for one in inner)
+    if origin is list:
+        return isinstance(value, list) and all(_fits(item, inner[0]) for item in value)
+    if origin is dict:
+        return isinstance(value, dict)
+    if kind in (int, float) and isinstance(value, bool):
+        return False
+    if kind is float:
+        return isinstance(value, int | float) and math.isfinite(value)
+    if kind in (int, str, bool, type(None)):
+        return isinstance(value, kind)
+    return kind is Any or callable(value)  # what is left are things to call, such as a schedule
 
 
 def _check_targets(node: Any, path: str = "") -> None:
@@ -254,7 +302,8 @@ def explain(error: Exception) -> str:
     """A configuration error of Hydra or OmegaConf in one line, with the nearest valid name."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
-        members = sorted(error.options or [])
+        members = error.options or [path.stem for path in (Path(__file__).parent / "conf" / group).glob("*.yaml")]
+        members = sorted(members)
         return f"{group}={name} is not there; there are {', '.join(members)}{_nearest(name, members)}"
     text = _first_line(error)
     if match := re.search(r"Could not (?:override|append to config) '([^']+?)'?\.? ", text):
@@ -315,7 +364,7 @@ def command() -> int:
             traceback.print_exc()
         if isinstance(error, InputError | StoreError):
             refuse(str(error))
-        if isinstance(error, HydraException | OmegaConfBaseException):
+        if isinstance(error, HydraException | OmegaConfBaseException) or "Config group override must" in str(error):
             refuse(explain(error))
         if not isinstance(error, CellError):
             raise

@@ -88,8 +88,13 @@ class Report(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         import main
+        from lth.store import StoreError, check_writable
 
         main.remember(Path(config.hydra.sweep.dir))
+        try:
+            check_writable(Path(config.hydra.sweep.dir), "output directory")
+        except StoreError as error:
+            main.refuse(str(error))
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         folder = Path(config.hydra.runtime.output_dir)

@@ -84,17 +84,18 @@ def execute_cells(
     asked = [[training.run for training in cell.trainings] for cell in cells]
     also, along = ([s for cell in cells for s in stages(cell)] for stages in (Cell.targets, Cell.along))
     todo = plan(asked, store, also, along)
-    announce(f"{todo}{_estimate(todo, context, workers)}")
+    studies = ", ".join(dict.fromkeys(cell.study for cell in cells))
+    announce(f"{studies}: {todo}{_estimate(todo, context, workers)}")
     outcome = Outcome(computed={stage.key for stages in todo.units.values() for stage in stages})
     if not todo.units:
         return outcome
-    names: dict[str, str] = {}
+    labels: dict[str, str] = {}
     watching: dict[str, list[View]] = {}
     for cell, view in zip(cells, views, strict=True):
         for training in cell.trainings:
-            names.setdefault(training.run.result.key, str(training))
+            labels.setdefault(training.run.result.key, str(training))
             watching.setdefault(training.run.result.key, []).append(view)
-    with Progress(len(todo.trainings), names) as progress:
+    with Progress(len(todo.trainings), labels) as progress:
 
         def tell(event: str, *rest) -> None:
             progress.tell(event, *rest)

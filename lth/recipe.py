@@ -108,9 +108,10 @@ class Recipe:
 
     def check_optimizer(self) -> None:
         """Raises ValueError unless the optimiser takes its options and can take a plain step (L-BFGS cannot)."""
-        weight = torch.nn.Parameter(torch.zeros(2, 2))
-        weight.grad = torch.zeros_like(weight)
-        optimizer = self.build([weight])  # this imports torch._dynamo, which takes a second: not where nothing trains
+        params = [torch.nn.Parameter(torch.zeros(shape)) for shape in [(2, 2), (2,)]]  # a weight and a bias
+        for parameter in params:
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer = self.build(params)  # this imports torch._dynamo, which takes a second: not where nothing trains
         try:
             optimizer.step()
         except (TypeError, RuntimeError) as error:

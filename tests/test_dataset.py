@@ -89,7 +89,7 @@ def test_the_two_do_not_mix(tmp_path):
     assert Mnist(7)(tmp_path).digest == first.digest
 
 
-@pytest.mark.parametrize("num_val", [0, -1, 60, 10**9, 2.5, "many", True])
+@pytest.mark.parametrize("num_val", [0, -1, 60, 10**9, 2.5, "many"])
 def test_wrong_num_val_is_named(tmp_path, num_val):
     """A validation split that is empty, leaves nothing to train on or is no whole number: one line that names it."""
     write_images(tmp_path, "MNIST")
@@ -164,7 +164,7 @@ def test_a_download_that_fails(tmp_path, monkeypatch, kind):
     """A mirror that answers with anything but the file: one line that names data_dir, and nothing that a later load
     would take for data."""
     with HTTPServer(("127.0.0.1", 0), Liar) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
         thread.start()
         mirrors(monkeypatch, "MNIST", [f"http://127.0.0.1:{server.server_port}/{kind}/"])
         try:
@@ -234,7 +234,7 @@ def test_a_silent_mirror_does_not_hide_a_good_one(monkeypatch):
 SILENT = """
 import socket, sys, time
 from lth.dataset.mnist import reachable
-socket.create_connection = lambda *address, **options: time.sleep(6)
+socket.create_connection = lambda *address, **options: time.sleep(5)
 print(reachable(["http://silent.example/"], seconds=0.1), flush=True)
 """
 
@@ -246,7 +246,7 @@ def test_a_silent_mirror_does_not_hold_up_the_end():
         assert process.stdout.readline() == "False\n"
         answered = time.monotonic()
         assert process.wait(30) == 0
-        assert time.monotonic() - answered < 4
+        assert time.monotonic() - answered < 3
 
 
 # Splits
@@ -282,10 +282,11 @@ def test_digest_knows_every_byte():
     data = numbered()
     digests = {data.digest, replace(data, num_classes=6).digest, replace(data, val=data.test, test=data.val).digest}
     for name in ("train", "val", "test"):
-        for field in (0, 1):
-            part = Split(*(tensor.clone() for tensor in getattr(data, name)))
-            part[field].view(-1)[-1] ^= 1
-            digests.add(replace(data, **{name: part}).digest)
+        for field in ("x", "y"):
+            part = getattr(data, name)
+            changed = getattr(part, field).clone()
+            changed.view(-1)[-1] ^= 1
+            digests.add(replace(data, **{name: part._replace(**{field: changed})}).digest)
     moved = Split(data.train.x[1:], data.train.y[1:])
     digests.add(
         replace(data, train=moved, val=Split(*map(torch.cat, zip(data.val, data.train[:1], strict=True)))).digest
@@ -363,7 +364,7 @@ def test_epochs_and_seeds_have_orders_of_their_own():
 
 
 def test_every_example_comes_first_as_often():
-    """Shuffling is uniform: over 2,300 epochs each of 23 examples opens about 100 (chi-squared under its 0.1% point)."""
+    """Shuffling is uniform: in 2,300 epochs each of 23 examples is first in about 100 (chi-squared, 0.1% point)."""
     data = numbered()
     counts = torch.zeros(23)
     for epoch in range(2300):
@@ -373,8 +374,8 @@ def test_every_example_comes_first_as_often():
 
 def test_batches_leave_the_global_generators_alone():
     """Order comes from generators of its own."""
-    before = torch.random.get_rng_state(), np.random.get_state()[1].tolist()  # noqa: NPY002
+    before = torch.random.get_rng_state(), np.random.get_state()[1].tolist()
     next(numbered().batches(0, 4, 9))
     split(numbered().train, 2, 2, 0, 5)
     assert torch.equal(before[0], torch.random.get_rng_state())
-    assert before[1] == np.random.get_state()[1].tolist()  # noqa: NPY002
+    assert before[1] == np.random.get_state()[1].tolist()

@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass
 from itertools import pairwise
 
+import torch
 from torch import nn
 
 
@@ -24,8 +25,12 @@ class Mlp:
     def __post_init__(self) -> None:
         if not all(isinstance(size, int) and size >= 1 for size in self.hidden):
             raise ValueError(f"model.hidden={self.hidden} must be whole numbers of at least 1")
-        if not callable(getattr(nn.init, f"{self.init}_", None)):
-            raise ValueError(f"model.init={self.init} is not in torch.nn.init; try xavier_normal or kaiming_normal")
+        try:
+            getattr(nn.init, f"{self.init}_")(torch.empty(2, 2))
+        except (AttributeError, TypeError) as error:
+            raise ValueError(
+                f"model.init={self.init} draws no weights in torch.nn.init; try xavier_normal or kaiming_normal"
+            ) from error
 
     def __call__(self, input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
         layers: list[nn.Module] = [nn.Flatten()]
