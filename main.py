@@ -206,6 +206,8 @@ class Executed:
     outcome: Any
     view: Any
     store: Any
+    unfinished: dict[str, Any]  # the cells executed together that have not written their record yet, by id
+    together: list[Any]
 
 
 _built: dict[int, Job] = {}  # job number -> what was built before the job began
@@ -235,7 +237,9 @@ def execute(jobs: list[Job], folders: list[Path], group: str) -> None:
             [job.cell for job, _ in members], store, context, device.workers, [view for _, view in members],
             members[0][0].config["checkpoint_seconds"],
         )  # fmt: skip
-        _executed.update({job.cell.id: Executed(outcome, view, store) for job, view in members})
+        cells = [job.cell for job, _ in members]
+        unfinished = {cell.id: cell for cell in cells}
+        _executed.update({j.cell.id: Executed(outcome, view, store, unfinished, cells) for j, view in members})
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
@@ -259,9 +263,10 @@ def main(cfg: DictConfig) -> None:
         pictures = figures(folder, (".png",)) if mine.view.active else []
         mine.view.finish(rows, pictures, files, failed=failed)
         shown = f", shown at {mine.view.place}" if str(mine.view.place).startswith("http") else ""
+        mine.unfinished.pop(job.cell.id, None)
+        if not mine.unfinished and not job.cell.keep_states:
+            drop_states(mine.together, mine.store)
         print(f"{' '.join(job.cell.overrides) or 'defaults'}: {len(rows)} rows in {folder}{shown}")
-    if not job.cell.keep_states:
-        drop_states([job.cell], mine.store)
 
 
 def provenance(job: Job) -> dict:

@@ -4,7 +4,6 @@ The cells of a sweep are planned and executed as one graph (`execute_cells`); ea
 store: rows.jsonl (one row a trained network), curves.jsonl (what was measured on the way), on request its tickets.
 """
 
-import contextlib
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -223,9 +222,11 @@ def save_tickets(cell: Cell, store: Store, context: Context, folder: Path) -> li
 
 
 def drop_states(cells: Iterable[Cell], store: Store) -> None:
-    """keep=tickets: forget the states at the end of training; masks, start states, numbers and curves stay. They can
-    be made again, at the price of their training, when a later command builds on them."""
-    for cell in cells:
-        for training in cell.trainings:
-            with contextlib.suppress(FileNotFoundError):
-                store.drop(training.run.end.key)
+    """keep=tickets: forget the states at the end of training, but for those that the cells' tickets start from; masks,
+    start states, numbers and curves stay. They can be made again, at the price of their training, when a later command
+    builds on them."""
+    cells = list(cells)
+    starts = [t.ticket.start for cell in cells for t in cell.tickets if t.ticket]
+    kept = {parent.key for start in starts for parent in start.parents()}
+    for key in {training.run.end.key for cell in cells for training in cell.trainings} - kept:
+        store.drop(key)

@@ -79,6 +79,9 @@ def split(pool: Split, num_val: int, num_test: int, seed: int, num_classes: int,
 
     Raises ValueError, one line, when nothing would be left to train on.
     """
+    for name, number in (("num_val", num_val), ("num_test", num_test)):
+        if not isinstance(number, int):
+            raise ValueError(f"dataset.{name}={number} must be a whole number")
     num_total, num_test = len(pool.y), 0 if test is not None else num_test
     if num_val < 1 or (test is None and num_test < 1) or num_val + num_test >= num_total:
         raise ValueError(

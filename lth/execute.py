@@ -9,6 +9,8 @@ import contextlib
 import heapq
 import multiprocessing
 import multiprocessing.connection
+import multiprocessing.forkserver
+import os
 import platform
 import signal
 import time
@@ -341,15 +343,31 @@ def _one_line(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 
+def _context() -> Any:
+    """Where workers start from: a forkserver, a clean process of one thread that has imported what they need."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    start = multiprocessing.get_context("forkserver")
+    start.set_forkserver_preload(["lth.execute"])
+    # It imports by its own path, the working directory first (until Python 3.13): show it the lth that is running here
+    paths = {"PYTHONPATH": str(Path(__file__).parents[1]), "PYTHONSAFEPATH": "1"}
+    before = {name: os.environ.get(name) for name in paths}
+    os.environ.update(
+        paths | {"PYTHONPATH": os.pathsep.join(filter(None, [paths["PYTHONPATH"], before["PYTHONPATH"]]))}
+    )
+    try:
+        multiprocessing.forkserver.ensure_running()
+    finally:
+        for name, text in before.items():
+            os.environ.pop(name) if text is None else os.environ.update({name: text})
+    return start
+
+
 class _Pool:
     """Worker processes, each with a pipe. A worker that dies is reported and replaced."""
 
     def __init__(self, size: int, arguments: tuple):
-        # forkserver: children start from a clean process of one thread, whatever runs in this one
-        methods = multiprocessing.get_all_start_methods()
-        self._start: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
-        if "forkserver" in methods:
-            self._start.set_forkserver_preload(["lth.execute"])
+        self._start: Any = _context()
         self._arguments = arguments
         self.idle: list[Any] = []
         self.busy: dict[Any, tuple[str, Any]] = {}  # pipe -> (unit, process)

@@ -61,7 +61,8 @@ class Mask(Mapping[str, Tensor]):
     def inside(self, other: "Mask") -> bool:
         """True if both speak of the same parameters and every weight kept here is kept in `other`."""
         return list(self) == list(other) and all(
-            bool((~tensor | other._kept[name]).all()) for name, tensor in self._kept.items()
+            tensor.shape == other._kept[name].shape and bool((~tensor | other._kept[name]).all())
+            for name, tensor in self._kept.items()
         )
 
     @torch.no_grad()

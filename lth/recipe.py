@@ -38,6 +38,10 @@ class Step:
     drops: list[int | str]
     gamma: float = 0.1
 
+    def __post_init__(self) -> None:
+        if not (isinstance(self.gamma, int | float) and 0 <= self.gamma <= 1):
+            raise ValueError(f"recipe.schedule.gamma={self.gamma} must be in [0, 1]")
+
     def __call__(self, step: int, steps: int) -> float:
         return self.gamma ** sum(step >= int(drop) for drop in self.drops)
 
@@ -130,14 +134,15 @@ class Recipe:
         fused = {"fused": True} if "fused" in inspect.signature(kind).parameters else {}
         try:
             return kind(params, lr=self.lr, **fused, **self.options)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RuntimeError, IndexError) as error:
             raise ValueError(f"recipe.options={self.options} does not fit {self.optimizer}: {error}") from error
 
     def _optimizer(self) -> Any:
         """The class of torch.optim. Raises ValueError where there is none, or it does not know one of the options."""
         kind = getattr(torch.optim, str(self.optimizer), None)
         if not (isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)):
-            near = ", ".join(get_close_matches(str(self.optimizer), dir(torch.optim), n=3)) or "Adam, SGD"
+            names = {name.lower(): name for name in dir(torch.optim)}
+            near = ", ".join(names[n] for n in get_close_matches(str(self.optimizer).lower(), names)) or "Adam, SGD"
             raise ValueError(f"recipe.optimizer={self.optimizer} is no optimiser of torch.optim, such as {near}")
         known = [name for name in inspect.signature(kind).parameters if name not in ("params", "lr", "fused")]
         for name in self.options:

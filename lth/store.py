@@ -10,11 +10,11 @@ file, and its own SHA-256) last, fsync the folder, rename the folder into place,
 entry or none. Tensors are safetensors, the rest is JSON; nothing here can execute code.
 """
 
-import contextlib
 import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import tempfile
 import uuid
@@ -23,7 +23,7 @@ from typing import Any
 
 from safetensors.torch import load, save
 
-from lth.stage import Diverged, Stage, canonical
+from lth.stage import Diverged, Stage, canonical, digest
 
 log = logging.getLogger("lth")
 
@@ -34,13 +34,15 @@ class StoreError(Exception):
 
 def check_writable(path: Path, name: str) -> None:
     """Raises StoreError, naming `name`, unless `path` is a folder that can be written or one that can be made."""
-    existing = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
-    if not existing.is_dir():
-        raise StoreError(f"{name}={path} cannot be written: {existing} is not a folder; choose another")
     try:
+        existing = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
         Path(tempfile.mkdtemp(dir=existing)).rmdir()  # trying is the only answer that counts: permissions lie to root
     except OSError as error:
-        raise StoreError(f"{name}={path} cannot be written: {error.strerror} in {existing}; choose another") from error
+        raise StoreError(f"{name}={path} cannot be written: {_reason(error)}; choose another") from error
+
+
+def _reason(error: OSError) -> str:
+    return f"{error.strerror} ({Path(str(error.filename)).parent})" if error.filename else str(error.strerror)
 
 
 class Store:
@@ -50,7 +52,10 @@ class Store:
         self.root = Path(root)
 
     def _place(self, key: str) -> Path:
-        return self.root / "stages" / key[:2] / key
+        return self.root / "stages" / key[:2] / _checked(key)
+
+    def _work(self, key: str) -> Path:
+        return self.root / "work" / _checked(key)
 
     # Values of stages
 
@@ -73,8 +78,11 @@ class Store:
         return stage.task.value.unpack(tensors, meta)
 
     def manifest(self, key: str) -> dict:
-        """Provenance of a stored stage: its description (task, inputs), files, seconds, versions."""
-        return json.loads((self._place(key) / "manifest.json").read_bytes())
+        """Provenance of a stored stage: its description (task, inputs), files, seconds, versions. Raises StoreError."""
+        entry = self._read(self._place(key))
+        if entry is None:
+            raise StoreError(f"{key[:12]} is not in the store {self.root}; run the same command again to make it")
+        return entry[2]
 
     def commit(self, stage: Stage, value: Any, about: dict) -> None:
         """Store a value with its provenance `about` (seconds, versions). Storing what is there changes nothing."""
@@ -88,14 +96,14 @@ class Store:
 
     def checkpoint(self, key: str, step: int, parts: tuple[dict, dict]) -> None:
         """Keep (tensors, meta) of a training in flight; earlier steps go once this one is committed."""
-        place = self.root / "work" / key
+        place = self._work(key)
         self._write(place / f"{step:012d}", parts, {})
         for earlier in sorted(place.iterdir())[:-1]:
             self._discard(earlier)
 
     def resume(self, key: str) -> tuple[dict, dict] | None:
         """(tensors, meta) of the newest good checkpoint of a training, or None."""
-        place = self.root / "work" / key
+        place = self._work(key)
         for entry in sorted(place.iterdir(), reverse=True) if place.is_dir() else []:
             if (parts := self._read(entry)) is not None:
                 return parts[:2]
@@ -103,7 +111,7 @@ class Store:
 
     def finished(self, key: str) -> None:
         """Forget the checkpoints of a training whose values are committed."""
-        self._discard(self.root / "work" / key)
+        self._discard(self._work(key))
 
     # Files
 
@@ -145,10 +153,15 @@ class Store:
         if not place.is_dir():
             return None
         try:
-            manifest = json.loads((place / "manifest.json").read_bytes())
+            written = (place / "manifest.json").read_bytes()
+            manifest = json.loads(written)
+            if canonical(manifest) != written:
+                raise ValueError("manifest.json is not as it was written")
             claimed = manifest.pop("sha256")
             if hashlib.sha256(canonical(manifest)).hexdigest() != claimed:
                 raise ValueError("manifest.json does not match its checksum")
+            if "stage" in manifest and digest(manifest["stage"]) != place.name:
+                raise ValueError("it is the entry of another stage")
             content = {}
             for name, expected in manifest["files"].items():
                 content[name] = (place / name).read_bytes()
@@ -156,25 +169,42 @@ class Store:
                     raise ValueError(f"{name} does not match its checksum")
             tensors = load(content["value.safetensors"]) if "value.safetensors" in content else {}
             return tensors, json.loads(content["value.json"]), manifest
-        except FileNotFoundError as error:
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
             if not place.is_dir():  # another worker dropped it while we looked
                 return None
-            reason = f"{Path(error.filename).name} is missing"
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            reason = str(error)
+            reason = f"{Path(str(error.filename)).name} is missing"
+        except OSError as error:  # says nothing about the entry: too many open files, no permission, a stale handle
+            raise StoreError(f"cannot read {place}: {error.strerror}; mend that and run again") from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            reason = " ".join(str(error).split())
         log.warning("%s is damaged (%s); it is set aside and will be computed again", place, reason)
-        (self.root / "bad").mkdir(exist_ok=True)
-        with contextlib.suppress(FileNotFoundError):
+        try:
+            (self.root / "bad").mkdir(exist_ok=True)
             place.rename(self.root / "bad" / f"{place.name}-{uuid.uuid4().hex[:8]}")
+        except FileNotFoundError:
+            pass  # another worker has set it aside
+        except OSError as error:
+            raise StoreError(f"cannot set {place} aside: {error.strerror}; mend that and run again") from error
         return None
 
     def _discard(self, place: Path) -> None:
         """Remove a folder in one step for readers: out of the way first, then file by file."""
         trash = self.root / "tmp" / uuid.uuid4().hex
-        trash.parent.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(FileNotFoundError):
+        try:
+            trash.parent.mkdir(parents=True, exist_ok=True)
             place.rename(trash)
             shutil.rmtree(trash, ignore_errors=True)
+        except FileNotFoundError:
+            pass  # it is not there
+        except OSError as error:
+            raise StoreError(f"cannot remove {place}: {error.strerror}; mend that and run again") from error
+
+
+def _checked(key: str) -> str:
+    """A key, which names nothing outside its folder. Raises StoreError for anything but 64 hex digits."""
+    if not re.fullmatch("[0-9a-f]{64}", key):
+        raise StoreError(f"{key!r} is not a key of the store; a key is 64 hex digits")
+    return key
 
 
 def _sync(folder: Path) -> None:

@@ -54,6 +54,12 @@ def rows(*splits: Split) -> list[bytes]:
     return sorted(x.numpy().tobytes() + bytes([int(y)]) for part in splits for x, y in zip(*part, strict=True))
 
 
+def no_answer(wait) -> None:
+    """What a connection to a host that swallows packets comes to."""
+    wait(60)
+    raise TimeoutError
+
+
 def closed_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as server:
         return server.getsockname()[1]
@@ -134,7 +140,7 @@ def test_missing_data_and_no_network(tmp_path, monkeypatch, name, missing):
 def test_a_silent_network(tmp_path, monkeypatch):
     """Where name servers and mirrors never answer, the refusal comes within 5 seconds all the same."""
     silence = threading.Event()
-    monkeypatch.setattr(socket, "create_connection", lambda *address, **options: silence.wait(60))
+    monkeypatch.setattr(socket, "create_connection", lambda *address, **options: no_answer(silence.wait))
     started = time.monotonic()
     try:
         with pytest.raises(ValueError, match=r"^MNIST [^\n]*$"):
@@ -218,7 +224,7 @@ def test_a_silent_mirror_does_not_hide_a_good_one(monkeypatch):
     silence, connect = threading.Event(), socket.create_connection
 
     def create(address, timeout):
-        return connect(address, timeout) if address[0] == "127.0.0.1" else silence.wait(30)
+        return connect(address, timeout) if address[0] == "127.0.0.1" else no_answer(silence.wait)
 
     monkeypatch.setattr(socket, "create_connection", create)
     try:
@@ -234,7 +240,10 @@ def test_a_silent_mirror_does_not_hide_a_good_one(monkeypatch):
 SILENT = """
 import socket, sys, time
 from lth.dataset.mnist import reachable
-socket.create_connection = lambda *address, **options: time.sleep(5)
+def silent(*address, **options):
+    time.sleep(5)
+    raise TimeoutError
+socket.create_connection = silent
 print(reachable(["http://silent.example/"], seconds=0.1), flush=True)
 """
 

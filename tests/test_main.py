@@ -80,13 +80,12 @@ class Ran:
 
 
 def lines(path: Path) -> list[dict]:
-    return [
-        json.loads(line, parse_constant=pytest.fail) for line in path.read_text().splitlines()
-    ]  # no NaN, no Infinity
+    # parse_constant is called for NaN and Infinity, which are no JSON
+    return [json.loads(line, parse_constant=pytest.fail) for line in path.read_text().splitlines()]
 
 
 def run_here(words: str, cwd: Path, workers: int | None = 0) -> Ran:
-    """`python main.py WORDS` with `cwd` as the working directory, in this process: what importing torch costs is paid."""
+    """`python main.py WORDS` with `cwd` as the working directory, in this process, which has imported torch already."""
     root, out, err = logging.getLogger(), io.StringIO(), io.StringIO()
     handlers, level = root.handlers[:], root.level
     argv = [str(MAIN), *shlex.split(words), *([] if workers is None else [f"device.workers={workers}"])]
@@ -190,7 +189,7 @@ def test_sweep_says_nothing_on_stderr(sweep):
 
 
 def test_hydra_files_are_where_hydra_users_look(sweep):
-    """multirun.yaml, and in each cell's folder .hydra/config.yaml, hydra.yaml and overrides.yaml, as Hydra writes them."""
+    """multirun.yaml, and in each cell's folder .hydra/ with config.yaml, hydra.yaml and overrides.yaml."""
     folder = sweep.cwd / "sweep"
     assert (
         yaml.safe_load((folder / "multirun.yaml").read_text())["prune"]["sparsity"] == 0.9
@@ -204,7 +203,7 @@ def test_hydra_files_are_where_hydra_users_look(sweep):
     assert not (folder / "2").exists()
 
 
-@pytest.mark.parametrize("number, sparsity", enumerate(("0.2", "0.36")))
+@pytest.mark.parametrize("number, sparsity", [(0, "0.2"), (1, "0.36")])
 def test_rows_are_one_a_trained_network(sweep, number, sparsity):
     """rows.jsonl: exactly the fields of the record, of their types and in their ranges, one row a trained network."""
     rows, levels = sweep.rows(f"sweep/{number}"), LEVELS[sparsity]
@@ -264,7 +263,7 @@ def test_config_is_resolved_and_says_where_from(sweep):
 
 
 def test_report_shows_table_verdicts_and_files(sweep):
-    """At the end: a table with the mean of every level, a verdict for each branch, and files that are there and whole."""
+    """At the end: a table with the mean of every level, a verdict for each branch, and files that are whole."""
     folder, rows = sweep.cwd / "sweep" / "report", sweep.rows("sweep/1")
     for level, left in ((1, "80.0"), (2, "64.0")):
         mean = {
@@ -335,7 +334,7 @@ def test_number_of_workers_changes_no_bit(sweep, tmp_path):
 
 
 def test_basic_launcher_gives_the_same_rows(sweep, tmp_path):
-    """Where each cell is a job of its own (as under SLURM or Ray), the store shares their work and the rows are equal."""
+    """Where each cell is a job of its own (as under SLURM or Ray), the store shares their work; equal rows."""
     ran = run_here(f"{SWEEP} hydra/launcher=basic hydra.sweep.dir=sweep", tmp_path)
     assert ran.code == 0
     for number in (0, 1):
@@ -402,7 +401,7 @@ def test_branch_may_be_empty(tmp_path):
 
 
 def test_what_a_sweep_varies_is_a_setting_of_its_report(tmp_path):
-    """A sweep over recipe.lr: nothing trained is shared, and the report keeps the two apart under the override's name."""
+    """A sweep over recipe.lr: nothing trained is shared, and the report keeps the two apart by their override."""
     ran = run_here(f"-m recipe.lr=0.001,0.01 prune.sparsity=0.2 replicates=2 {SMALL} hydra.sweep.dir=sweep", tmp_path)
     each = networks(LEVELS["0.2"])
     assert ran.code == 0
@@ -466,7 +465,7 @@ def test_a_diverged_run_is_a_result(tmp_path):
 def test_wandb_changes_no_byte(sweep, tmp_path, wandb):
     """Law 7, from the command line: with W&B offline (auto without a key is), rows and curves are those without it,
     each cell has its run in its own folder, and the checkout has none."""
-    before = {path for path in ROOT.iterdir()}
+    before = set(ROOT.iterdir())
     line = SWEEP.replace("wandb=disabled", f"wandb={wandb}")
     home = {"HOME": str(tmp_path), "NETRC": str(tmp_path / "netrc"), "WANDB_API_KEY": ""}
     ran = run(f"{line} hydra.sweep.dir=sweep device.workers=2", tmp_path, **home)
@@ -476,7 +475,7 @@ def test_wandb_changes_no_byte(sweep, tmp_path, wandb):
         assert science(ran.rows(f"sweep/{number}"), "overrides") == science(sweep.rows(f"sweep/{number}"), "overrides")
         assert lines(folder / "curves.jsonl") == lines(sweep.cwd / "sweep" / str(number) / "curves.jsonl")
         assert len(list(folder.glob("wandb/offline-run-*/*.wandb"))) == 1
-    assert {path for path in ROOT.iterdir()} == before
+    assert set(ROOT.iterdir()) == before
 
 
 @pytest.mark.slow

@@ -4,10 +4,14 @@ The test split is MNIST's own; the validation split is taken from its training p
 """
 
 import contextlib
+import queue
 import socket
+import threading
+import time
 import urllib.request
-from concurrent.futures import ThreadPoolExecutor
+import zlib
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -41,12 +45,18 @@ def idx(name: str, data_dir: Path, num_val: int, split_seed: int) -> Data:
                              f"put {wanted[0].name} and its three fellows into {raw}")  # fmt: skip
         try:
             kind(data_dir, download=True)
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, EOFError, HTTPException, zlib.error) as error:
+            for archive, _ in kind.resources:
+                (raw / archive).unlink(missing_ok=True)
             for folder in (raw, raw.parent, data_dir):
                 with contextlib.suppress(OSError):
                     folder.rmdir()  # leaves what is not empty
-            raise ValueError(f"{name} cannot be downloaded to data_dir={data_dir}: {error}") from error
-    parts = [kind(data_dir, train=train) for train in (True, False)]
+            reason = " ".join(str(error).split())
+            raise ValueError(f"{name} cannot be downloaded to data_dir={data_dir}: {reason}") from error
+    try:
+        parts = [kind(data_dir, train=train) for train in (True, False)]
+    except (OSError, RuntimeError, ValueError, AssertionError, IndexError) as error:
+        raise ValueError(f"{name} in {raw} is damaged ({' '.join(str(error).split())}); delete it there") from error
     pool, test = (Split(part.data.unsqueeze(1), part.targets.long()) for part in parts)
     return split(pool, num_val, 0, split_seed, len(kind.classes), test=test)
 
@@ -55,17 +65,20 @@ def reachable(urls: list[str], seconds: float = 2.0) -> bool:
     """True if one of the hosts takes a connection, or a proxy stands between and nobody can say."""
     if urllib.request.getproxies():
         return True
+    answers: queue.SimpleQueue[bool] = queue.SimpleQueue()
 
-    def connect(url: str) -> bool:
+    def connect(url: str) -> None:
         parts = urlsplit(url)
         port = parts.port or (443 if parts.scheme == "https" else 80)
-        with contextlib.suppress(OSError), socket.create_connection((parts.hostname or "", port), timeout=seconds):
-            return True
-        return False
+        try:
+            with socket.create_connection((parts.hostname or "", port), timeout=seconds):
+                answers.put(True)
+        except OSError:
+            answers.put(False)
 
-    pool = ThreadPoolExecutor()
-    futures = [pool.submit(connect, url) for url in urls]
-    pool.shutdown(wait=False)  # a name server that never answers must not hold us up
-    with contextlib.suppress(TimeoutError):
-        return any(future.result(timeout=seconds) for future in futures)
+    for url in urls:  # daemons: a name server that never answers must not hold us up
+        threading.Thread(target=connect, args=(url,), daemon=True).start()
+    deadline = time.monotonic() + seconds
+    with contextlib.suppress(queue.Empty):
+        return any(answers.get(timeout=max(0.0, deadline - time.monotonic())) for _ in urls)
     return False

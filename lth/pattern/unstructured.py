@@ -49,26 +49,32 @@ def quotas(survivors: list[int], total: int, rates: list[float]) -> list[int]:
     """How many of its `survivors` each layer keeps so that exactly `total` remain.
 
     Layer i keeps survivors_i * (1 - p * rates_i), with the one p that makes the sum `total`; rounded by largest
-    remainder, ties to the first layer, at least 1 each. Where p * rates_i would pass 1, that layer keeps 1.
+    remainder, ties to the first layer, at least 1 each. Where p * rates_i would pass 1, that layer keeps 1. Layers of
+    rate 0 give way only when all others are down to 1.
     Raises ValueError where `total` is less than one weight a layer or more than the survivors.
     """
-    if not len(survivors) <= total <= sum(survivors):
+    floors = [min(1, n) for n in survivors]
+    if not sum(floors) <= total <= sum(survivors):
         raise ValueError(
-            f"cannot keep {total} of {sum(survivors)} weights in {len(survivors)} layers; each keeps at least 1"
+            f"cannot keep {total} of {sum(survivors)} weights in {sum(floors)} layers; each keeps at least 1"
         )
 
     def keep(p: float) -> list[float]:
-        return [max(1.0, n * (1 - min(1.0, p * rate))) for n, rate in zip(survivors, rates, strict=True)]
+        parts = zip(survivors, rates, floors, strict=True)
+        return [max(float(floor), n * (1 - min(1.0, p * rate))) for n, rate, floor in parts]
 
     # sum(keep(p)) falls from sum(survivors) as p grows. Bisection, since the floor of 1 makes it piecewise linear.
     low, high = 0.0, 1.0 / min((rate for rate in rates if rate > 0), default=1.0)
-    if sum(keep(high)) > total:  # layers that are not pruned hold more than `total`: they must give way too
-        return quotas(survivors, total, [1.0] * len(rates))
+    if sum(keep(high)) > total:
+        spared = [i for i, rate in enumerate(rates) if rate == 0]
+        others = sum(floor for i, floor in enumerate(floors) if i not in spared)
+        counts = iter(quotas([survivors[i] for i in spared], total - others, [1.0] * len(spared)))
+        return [next(counts) if i in spared else floor for i, floor in enumerate(floors)]
     for _ in range(200):
         middle = (low + high) / 2
         low, high = (middle, high) if sum(keep(middle)) > total else (low, middle)
     ideal = keep(high)
-    counts = [max(1, math.floor(x)) for x in ideal]
+    counts = [max(floor, math.floor(x)) for floor, x in zip(floors, ideal, strict=True)]
     by_remainder = sorted(range(len(ideal)), key=lambda i: counts[i] - ideal[i])
     for i in [i for i in by_remainder if counts[i] < survivors[i]] * 2:
         if sum(counts) == total:
