@@ -311,6 +311,9 @@ def explain(error: Exception) -> str:
         members = sorted(members)
         return f"{group}={name} is not there; there are {', '.join(members)}{_nearest(name, members)}"
     text = _first_line(error)
+    if text.startswith("Config group override"):  # such as criterion=null
+        asked = [word for word in sys.argv[1:] if word.split("=")[0] in (*GROUPS, "branch")]
+        return f"{' '.join(asked)}: a group takes the name of a member"
     if match := re.search(r"Could not (?:override|append to config) '([^']+?)'?\.? ", text):
         key = match[1].partition("=")[0]
         known = _keys(OmegaConf.to_container(_defaults()))

@@ -10,13 +10,11 @@ Cost       120 trainings of 1,000 steps, about 90 s on two CPU cores
 
 from pathlib import Path
 
-from rich.table import Table
-
 from lth import analysis, plot
 
 
-def table(folder: Path) -> Table:
-    """Accuracy of ticket and controls by level, from the rows at or below `folder`."""
+def table(folder: Path):
+    """Accuracy of ticket and controls by level, a rich table, from the rows at or below `folder`."""
     return analysis.table(analysis.load(folder))
 
 

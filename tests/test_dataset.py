@@ -25,6 +25,9 @@ from lth.dataset.mnist import Mnist, reachable
 KINDS = {"MNIST": Mnist, "FashionMNIST": FashionMnist}
 FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 
+# torchvision drops the answer of a mirror that says 404 without closing it
+pytestmark = pytest.mark.filterwarnings("ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning")
+
 
 @pytest.fixture(autouse=True)
 def no_proxy(monkeypatch):

@@ -160,9 +160,8 @@ def sweep(tmp_path_factory) -> Ran:
     """
     cwd = tmp_path_factory.mktemp("sweep")
     (cwd / "installed" / "lth").mkdir(parents=True)
-    (cwd / "installed" / "lth" / "__init__.py").write_text(
-        "open(__file__ + '.imported', 'w').close()\nraise ImportError"
-    )
+    decoy = "open(__file__ + '.imported', 'w').close()\nraise ImportError\n"
+    (cwd / "installed" / "lth" / "__init__.py").write_text(decoy)
     ran = run(f"{SWEEP} hydra.sweep.dir=sweep device.workers=2", cwd, PYTHONPATH=str(cwd / "installed"))
     assert ran.code == 0, ran.err
     return ran
@@ -191,9 +190,7 @@ def test_sweep_says_nothing_on_stderr(sweep):
 def test_hydra_files_are_where_hydra_users_look(sweep):
     """multirun.yaml, and in each cell's folder .hydra/ with config.yaml, hydra.yaml and overrides.yaml."""
     folder = sweep.cwd / "sweep"
-    assert (
-        yaml.safe_load((folder / "multirun.yaml").read_text())["prune"]["sparsity"] == 0.9
-    )  # before any cell's choice
+    assert yaml.safe_load((folder / "multirun.yaml").read_text())["replicates"] == 2
     for number, sparsity in enumerate(("0.2", "0.36")):
         hydra = folder / str(number) / ".hydra"
         assert f"prune.sparsity={sparsity}" in yaml.safe_load((hydra / "overrides.yaml").read_text())
@@ -256,10 +253,8 @@ def test_config_is_resolved_and_says_where_from(sweep):
     )
     assert about["device"]["kind"] == "cpu"
     if (ROOT / ".git").exists():
-        head = subprocess.run(
-            ["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True
-        ).stdout.strip()
-        assert about["commit"].removesuffix("-dirty") == head
+        head = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True).stdout
+        assert about["commit"].removesuffix("-dirty") == head.strip()
 
 
 def test_report_shows_table_verdicts_and_files(sweep):
@@ -374,9 +369,7 @@ def test_single_job_and_its_ticket(tmp_path):
         for name, mask in masks.items():
             assert set(mask.unique().tolist()) <= {0, 1}
             assert not params[name][mask == 0].any() and params[name][mask == 1].all()
-        assert all(
-            not params[name].any() for name in params.keys() - masks.keys()
-        )  # rewound to 0: biases start at zero
+        assert all(not params[name].any() for name in params.keys() - masks.keys())  # biases start at zero
         card = json.loads((folder / "tickets" / f"replicate_{replicate}.json").read_text())
         names = ("replicate", "level", "sparsity", "num_kept", "num_total", "rewind_step", "test_accuracy", "stage")
         assert {name: card[name] for name in names} == {name: row[name] for name in names}

@@ -572,7 +572,7 @@ def test_checkpoints(store):
 
 
 def test_a_bad_checkpoint_gives_way_to_the_one_before(store, caplog):
-    """Killed between a checkpoint's commit and the removal of the one before, and the new one rots: the old one counts."""
+    """Killed between a checkpoint's commit and the removal of the last one, and the new one is bad: the old one."""
     key = digest("run")
     store.checkpoint(key, 10, ({}, {"step": 10}))
     folder = store.root / "work" / key
@@ -585,6 +585,38 @@ def test_a_bad_checkpoint_gives_way_to_the_one_before(store, caplog):
     assert store.resume(key) == ({}, {"step": 10})
     assert len(caplog.records) == 1
     assert len(set_aside(store)) == 1
+
+
+@pytest.mark.parametrize("operation", ["mkdir", "rename", "fsync", "iterdir", "is_dir"])
+@pytest.mark.parametrize("method", ["checkpoint", "resume"])
+def test_finished_by_another_worker(tmp_path, monkeypatch, caplog, method, operation):
+    """Two jobs may train the same run; where one finishes it and forgets its checkpoints while the other writes or
+    reads one, at the n-th file operation, for every n, the other does not fail."""
+    key, nth, calls = digest("run"), 0, [1]
+    while nth < calls[0]:
+        nth += 1
+        store = Store(tmp_path / f"store{nth}")
+        store.checkpoint(key, 10, ({}, {"step": 10}))
+        owner = os if operation == "fsync" else Path
+        plain, calls = getattr(owner, operation), [0]
+
+        def meddling(*args, owner=owner, plain=plain, calls=calls, store=store, nth=nth, **kwargs):
+            calls[0] += 1
+            if calls[0] == nth:
+                with pytest.MonkeyPatch.context() as other:
+                    other.setattr(owner, operation, plain)
+                    store.finished(key)
+            return plain(*args, **kwargs)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, operation, meddling)
+            if method == "checkpoint":
+                store.checkpoint(key, 20, ({}, {"step": 20}))
+            else:
+                assert store.resume(key) in (None, ({}, {"step": 10}))
+        assert store.resume(key) in (None, ({}, {"step": 20}), ({}, {"step": 10}))
+        assert not left_over(store)
+    assert not caplog.records
 
 
 # Places

@@ -1,0 +1,306 @@
+"""One contract a group: every member of conf/ is picked up by itself, and keeps it."""
+
+import copy
+import dataclasses
+import pickle
+import re
+import socket
+import sys
+import urllib.request
+from pathlib import Path
+
+import hydra
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import Bench, blobs
+from torch import nn
+
+import main
+from lth.execute import value
+from lth.mask import Mask, prunable
+from lth.model.mlp import Mlp
+from lth.recipe import Recipe
+from lth.rewind.late import Late
+from lth.stage import canonical, describe, task
+from lth.tickets import Ticket
+from lth.train import TrainState
+
+CONF = Path(main.__file__).parent / "conf"
+MEMBERS = [path for path in sorted(CONF.rglob("*.yaml")) if path.parent != CONF and path.parent.name != "branch"]
+
+
+def made(path: Path):
+    """The configured thing of a yaml; a recipe takes its default schedule."""
+    node = yaml.safe_load(path.read_text())
+    node.pop("defaults", None)
+    return hydra.utils.instantiate(node, _convert_="all")
+
+
+def members(group: str) -> list[Path]:
+    return sorted((CONF / group).glob("*.yaml"))
+
+
+def names(paths: list[Path]) -> list[str]:
+    return [f"{path.parent.name}/{path.stem}" for path in paths]
+
+
+@pytest.mark.parametrize("path", MEMBERS, ids=names(MEMBERS))
+def test_member_is_a_value(path):
+    """A member is a frozen dataclass: it has a description, survives the way to a worker, and its module says what it
+    is; its yaml names all its fields and nothing else."""
+    if path.stem == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no GPU here")
+    thing = made(path)
+    assert dataclasses.is_dataclass(thing) and type(thing).__dataclass_params__.frozen
+    assert canonical(describe(pickle.loads(pickle.dumps(thing)))) == canonical(describe(thing))
+    module = __import__(type(thing).__module__, fromlist=["_"])
+    assert module.__doc__ and len(module.__doc__) > 20
+    written = set(yaml.safe_load(path.read_text())) - {"_target_", "defaults"}
+    derived = {"per_epoch", "schedule"} if isinstance(thing, Recipe) else set()
+    assert written == {field.name for field in dataclasses.fields(thing)} - derived
+
+
+HOMES = {"device": "lth.device.", "wandb": "lth.tracking.", "recipe": "lth.recipe.", "schedule": "lth.recipe."}
+ALL = [*MEMBERS, *members("branch")]
+
+
+@pytest.mark.parametrize("path", ALL, ids=names(ALL))
+def test_member_stands_in_its_group(path):
+    """A member's class is at home in lth.<group>, and it or its module says what it is in words of its own."""
+    node = yaml.safe_load(path.read_text())
+    target = (node[path.stem] if path.parent.name == "branch" else node)["_target_"]
+    assert target.startswith(HOMES.get(path.parent.name, f"lth.{path.parent.name}."))
+    where, _, name = target.rpartition(".")
+    kind = getattr(sys.modules.get(where) or __import__(where, fromlist=["_"]), name)
+    said = [text for text in (kind.__doc__, sys.modules[where].__doc__) if text and not text.startswith(f"{name}(")]
+    assert any(len(text.split()) >= 5 or "https://" in text for text in said)
+
+
+def composed(*overrides: str):
+    """The recipe of a whole configuration, its schedule in it."""
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        config = hydra.compose("config", ["hydra/launcher=basic", *overrides])
+    return hydra.utils.instantiate(config.recipe, _convert_="all")
+
+
+@pytest.mark.parametrize("schedule", [path.stem for path in members("recipe/schedule")])
+@pytest.mark.parametrize("recipe", [path.stem for path in members("recipe")])
+def test_recipe(recipe, schedule):
+    """Every word for steps becomes a whole number, twice is once, and the schedule stays in [0, 1] at every step."""
+    resolved = composed(f"recipe={recipe}", f"recipe/schedule={schedule}").on(4000)
+    numbers = [resolved.steps, resolved.warmup, resolved.eval_every, resolved.per_epoch]
+    numbers += [drop for field in vars(resolved.schedule).values() if isinstance(field, list) for drop in field]
+    assert {type(number) for number in numbers} == {int}
+    assert resolved.on(4000) == resolved
+    assert all(0 <= resolved.schedule(step, resolved.steps) <= 1 for step in range(resolved.steps + 1))
+    assert all(0 <= resolved.rate(step) <= resolved.lr for step in range(resolved.steps + 1))
+
+
+class Conv(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.out = nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.Linear(12, 3)
+
+    def forward(self, x):
+        return self.out(self.norm(self.conv(x)).relu().flatten(1))
+
+
+@pytest.mark.parametrize("network", [Conv, lambda: nn.Sequential(nn.Flatten(), nn.Linear(16, 5), nn.Linear(5, 3))])
+@pytest.mark.parametrize("path", members("criterion"), ids=names(members("criterion")))
+def test_criterion(path, network):
+    """Scores for exactly the mask's weights, finite, the same for the same seed; nothing it was given is changed, the
+    global generator neither."""
+    model = network()
+    state = TrainState.of(model)
+    mask = Mask({name: torch.rand(weight.shape) < 0.7 for name, weight in prunable(model).items()})
+    given = [*state.params.values(), *state.buffers.values(), *mask.values(), *model.state_dict().values()]
+    given.append(torch.get_rng_state())
+    before = [tensor.clone() for tensor in given]
+    found = []
+    for _ in range(2):
+        batches = blobs().normalised("cpu").batches(1, 20)
+        found.append(made(path)(model, state, mask, batches, torch.Generator().manual_seed(3)))
+    assert list(found[0]) == list(mask)
+    for name, kept in mask.items():
+        assert found[0][name].shape == kept.shape and torch.isfinite(found[0][name]).all()
+        assert torch.equal(found[0][name], found[1][name])
+    given[-1] = torch.get_rng_state()
+    assert all(torch.equal(now, then) for now, then in zip(given, before, strict=True)) and model.training
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("path", members("criterion"), ids=names(members("criterion")))
+def test_criterion_leaves_all_as_it_was(path, training):
+    """The mode, gradients that were there, the mask, the state's moments and numpy's generator stay; the scores are no
+    views of the state."""
+    model = Conv().train(training)
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, 2.0)
+    state = dataclasses.replace(TrainState.of(model), optimizer={"conv.weight/m": torch.ones(3, 1, 3, 3)})
+    mask = Mask(
+        {name: torch.arange(weight.numel()).reshape(weight.shape) % 3 for name, weight in prunable(model).items()}
+    )
+    same, before = Mask(mask), copy.deepcopy(state)
+    numpy = np.random.get_state()[1].copy()
+    batches = blobs().normalised("cpu").batches(1, 20)
+    scores = made(path)(model, state, mask, batches, torch.Generator().manual_seed(3))
+    for score in scores.values():
+        score.detach().fill_(7)
+    assert mask == same
+    for now, then in (
+        (state.params, before.params),
+        (state.buffers, before.buffers),
+        (state.optimizer, before.optimizer),
+    ):
+        assert now.keys() == then.keys() and all(torch.equal(now[name], then[name]) for name in now)
+    assert all(module.training == training for module in model.modules())
+    assert all((parameter.grad == 2).all() and parameter.requires_grad for parameter in model.parameters())
+    assert (np.random.get_state()[1] == numpy).all()
+
+
+@pytest.mark.parametrize("path", members("pattern"), ids=names(members("pattern")))
+def test_pattern(path):
+    """Law 3 down a ladder of sparsities: the exact number, inside the one before."""
+    model = Conv()
+    mask = Mask.dense(model)
+    scores = {name: torch.randint(0, 4, weight.shape).float() for name, weight in prunable(model).items()}
+    for sparsity in (0.0, 0.3, 0.5, 0.9):
+        drawn = made(path)(scores, mask, sparsity)
+        assert drawn.num_kept == round((1 - sparsity) * mask.num_total) and drawn.inside(mask)
+        mask = drawn
+
+
+@pytest.mark.parametrize("sparsity", [0, 0.0, 0.2, 0.5, 0.9, 0.99])
+@pytest.mark.parametrize("path", members("prune"), ids=names(members("prune")))
+def test_prune(path, sparsity):
+    """Sparsities rise within (0, 1) and end exactly on the target; 0 is no level at all."""
+    levels = dataclasses.replace(made(path), sparsity=sparsity)()
+    assert levels == sorted(set(levels)) and all(0 < level < 1 for level in levels)
+    assert levels[-1:] == ([sparsity] if sparsity else [])
+
+
+@pytest.mark.parametrize("path", members("rewind"), ids=names(members("rewind")))
+def test_rewind(path):
+    """A step within training, and a state whose inputs are left as they were."""
+    recipe = Recipe("SGD", 0.1, 20, 200, 10).on(200)
+    assert 0 <= made(path).step(recipe) < 200
+    point, trained = (TrainState(k, {"w": torch.rand(3)}, {}, {"w/m": torch.rand(3)}) for k in (5, 200))
+    before = copy.deepcopy([point, trained])
+    start = made(path)(point, trained)
+    assert isinstance(start, TrainState) and start.step in (5, 200)
+    for state, then in zip((point, trained), before, strict=True):
+        assert torch.equal(state.params["w"], then.params["w"]) and state.step == then.step
+        assert torch.equal(state.optimizer["w/m"], then.optimizer["w/m"])
+
+
+def test_late_is_the_floor_of_its_fraction():
+    """k = floor(fraction * steps) of the decimal that was written: 0.29 of 100 steps is 29, not 28."""
+    for steps in (1, 50, 100, 170, 1000, 50_000):
+        for percent in range(101):
+            recipe = Recipe("SGD", 0.1, 20, steps, 10).on(200)
+            assert Late(percent / 100).step(recipe) == min(percent * steps // 100, steps - 1), (percent, steps)
+
+
+@pytest.mark.parametrize("init", ["dirac", "constant", "nothing", "calculate_gain"])
+def test_an_initialiser_that_draws_no_matrix_is_named(init):
+    """What torch.nn.init cannot draw a linear layer with is refused in one line that names the key."""
+    with pytest.raises(ValueError, match=rf"^model\.init={init} [^\n]*$"):
+        Mlp([8], init)
+
+
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 8, 8)])
+@pytest.mark.parametrize("path", members("model"), ids=names(members("model")))
+def test_model(path, shape):
+    """A plain network with logits a class, prunable weights, and weights drawn from torch's seed alone."""
+    built = []
+    for _ in range(2):
+        torch.manual_seed(4)
+        built.append(made(path)(shape, 7))
+    one, two = built
+    assert isinstance(one, nn.Module) and one(torch.zeros(2, *shape)).shape == (2, 7)
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+    layers = [m.weight for m in one.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    assert [id(weight) for weight in prunable(one).values()] == [id(weight) for weight in layers]
+
+
+def test_lenet_has_the_papers_weights():
+    """266,200 = 784 * 300 + 300 * 100 + 100 * 10 (Frankle & Carbin 2019, figure 2)."""
+    lenet = made(CONF / "model" / "lenet_300_100.yaml")((1, 28, 28), 10)
+    assert Mask.dense(lenet).num_total == 266_200 == 784 * 300 + 300 * 100 + 100 * 10
+
+
+@pytest.mark.parametrize("name", ["digits", "mnist_5k"])
+def test_embedded_dataset(name, tmp_path):
+    """uint8 images, three disjoint splits that are the whole, normalised by the training split; the split seed, and
+    nothing else, says which is which; nothing is written."""
+    dataset = made(CONF / "dataset" / f"{name}.yaml")
+    data, again = dataset(tmp_path), dataset(tmp_path)
+    other = dataclasses.replace(dataset, split_seed=1)(tmp_path)
+    assert data.digest == again.digest != other.digest and not list(tmp_path.iterdir())
+    parts = [data.train, data.val, data.test]
+    assert all(part.x.dtype == torch.uint8 and part.y.dtype == torch.int64 for part in parts)
+    assert [len(part.y) for part in parts[1:]] == [dataset.num_val, dataset.num_test]
+
+    def rows(data) -> list:
+        splits = (data.train, data.val, data.test)
+        return sorted((int(y), x.numpy().tobytes()) for part in splits for x, y in zip(*part, strict=True))
+
+    assert rows(data) == rows(other)
+    ready = data.normalised("cpu").train.x
+    assert ready.mean().abs() < 1e-4 and (ready.std() - 1).abs() < 1e-3
+
+
+@pytest.mark.parametrize("path", members("dataset"), ids=names(members("dataset")))
+def test_dataset_without_a_network(path, tmp_path, monkeypatch):
+    """A data set is there without a download, or is refused in one line that names data_dir; nothing is written."""
+
+    def refuse(*address, **options):
+        raise OSError("no network")
+
+    for name in ("create_connection", "getaddrinfo"):
+        monkeypatch.setattr(socket, name, refuse)
+    monkeypatch.setattr(urllib.request, "getproxies", dict)
+    data_dir = tmp_path / "data"
+    try:
+        data = made(path)(data_dir)
+    except ValueError as error:
+        assert path.stem not in ("digits", "mnist_5k")
+        assert re.search(rf"^[^\n]*data_dir={re.escape(str(data_dir))}\b[^\n]*$", str(error))
+    else:
+        assert len(data.train.y) > 0 and data.num_classes == len(data.train.y.unique())
+    assert not data_dir.exists()
+
+
+@task(version=1, value=Mask, stored=False)
+def lopsided(context):
+    """A mask whose first layer scope=global has emptied."""
+    return Mask({"1.weight": torch.zeros(8, 16), "3.weight": torch.arange(24).reshape(3, 8) % 2})
+
+
+@pytest.mark.parametrize("path", members("branch"), ids=names(members("branch")))
+def test_branch_of_an_empty_layer(path, bench: Bench):
+    """Where global pruning has taken a whole layer, a branch takes it too."""
+    ((_, node),) = yaml.safe_load(path.read_text()).items()
+    lab = bench.lab()
+    ticket = Ticket(1, lopsided(), lab.initialise("init"), 40)
+    run = hydra.utils.instantiate(node, _convert_="all")(ticket, lab)
+    assert not bench.run([], also=[run.mask] if run.mask.task.stored else [])
+    assert value(run.mask, bench.store, bench.context).counts() == {"1.weight": 0, "3.weight": 12}
+
+
+@pytest.mark.parametrize("path", members("branch"), ids=names(members("branch")))
+def test_branch(path, bench: Bench):
+    """A branch trains as many weights in each layer as its ticket, for as many steps."""
+    ((name, node),) = yaml.safe_load(path.read_text()).items()
+    assert name == path.stem
+    bench.branches = {name: hydra.utils.instantiate(node, _convert_="all")}
+    trainings = bench.trainings(0.36)
+    bench.run(trainings)
+    for ticket, branch in zip(trainings[1::2], trainings[2::2], strict=True):
+        assert (ticket.branch, branch.branch) == ("ticket", name) and ticket.level == branch.level
+        masks = [value(t.run.mask, bench.store, bench.context) for t in (ticket, branch)]
+        assert masks[0].counts() == masks[1].counts()
+        assert ticket.run.num_steps == branch.run.num_steps
