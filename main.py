@@ -10,6 +10,7 @@ Everything that can be wrong with a configuration is found while building, befor
 import contextlib
 import dataclasses
 import difflib
+import importlib
 import math
 import os
 import re
@@ -104,6 +105,7 @@ def build(cfg: DictConfig, settings: DictConfig) -> Job:
         store = Store(config["store"])
         if not all(store.present(training.run.result.key) for training in trainings):
             recipe.check_optimizer()
+            _check_pattern(pattern, model, source, [0.0, *prune()][-1])
         trainings.sort(key=lambda training: training.level)  # stable: level, replicate, branch, as they are computed
     except (ValueError, StoreError) as error:
         raise InputError(_first_line(error)) from error
@@ -112,6 +114,20 @@ def build(cfg: DictConfig, settings: DictConfig) -> Job:
     cell = Cell(config["study"], index, overrides, trainings, config["save_tickets"], keep_states)
     tags = [str(settings.runtime.choices.get(group)) for group in ("dataset", "model", "criterion", "rewind")]
     return Job(cell, context, device, wandb, config, tags)
+
+
+def _check_pattern(pattern: Any, model: Any, source: Any, sparsity: float) -> None:
+    """Raises ValueError where the pattern can draw no mask of the last sparsity on this network."""
+    import torch
+
+    from lth.mask import Mask
+
+    with torch.random.fork_rng(devices=[]):
+        dense = Mask.dense(model(source.input_shape, source.num_classes))
+    try:
+        pattern({name: torch.zeros(kept.shape) for name, kept in dense.items()}, dense, sparsity)
+    except ValueError as error:
+        raise ValueError(f"prune.sparsity={sparsity}: {error}") from error
 
 
 _loaded: dict[str, Any] = {}
@@ -141,6 +157,10 @@ def _make(node: Any, where: str) -> Any:
     except (HydraException, TypeError) as error:
         cause = error.__cause__ or error
         text = re.sub(r"^\w+\.__init__\(\) ", "", _first_line(cause))
+        if match := re.search(r"unexpected keyword argument '(\w+)'", text):
+            known = [f"{where}.{name}" for name in node if name != match[1]]
+            text = f"{where}.{match[1]} is not a key of the configuration{_nearest(f'{where}.{match[1]}', known)}"
+            raise InputError(text) from error
         raise InputError(text if isinstance(cause, ValueError) else f"{where}: {text}") from error
     if not dataclasses.is_dataclass(thing):
         raise InputError(f"{where}._target_={node['_target_']} does not make a configured thing (a frozen dataclass)")
@@ -183,12 +203,22 @@ def _fits(value: Any, kind: Any) -> bool:
     return kind is Any or callable(value)  # what is left are things to call, such as a schedule
 
 
+def _allowed(target: str) -> bool:
+    """True for a class that is defined below one of TARGETS; what such a module imports is not its own."""
+    module, _, name = target.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), name) if target.startswith(TARGETS) else None
+    except (ImportError, AttributeError):
+        return False
+    return isinstance(found, type) and f"{found.__module__}.".startswith(TARGETS)
+
+
 def _check_targets(node: Any, path: str = "") -> None:
     """A configuration may name only things of this project and of torch's own optimisers and layers."""
     if isinstance(node, dict):
         target = node.get("_target_")
-        if target is not None and not str(target).startswith(TARGETS):
-            raise InputError(f"{path}._target_={target} is not allowed; targets start with {', '.join(TARGETS)}")
+        if target is not None and not _allowed(str(target)):
+            raise InputError(f"{path}._target_={target} is not a class of {', '.join(TARGETS)} and no other is allowed")
         for name, child in node.items():
             _check_targets(child, f"{path}.{name}".lstrip("."))
     elif isinstance(node, list):
@@ -316,20 +346,24 @@ def explain(error: Exception) -> str:
         return f"{' '.join(asked)}: a group takes the name of a member"
     if match := re.search(r"Could not (?:override|append to config) '([^']+?)'?\.? ", text):
         key = match[1].partition("=")[0]
-        known = _keys(OmegaConf.to_container(_defaults()))
+        groups = [word for word in sys.argv[1:] if re.fullmatch(r"[a-z_/]+=\w+", word)]
+        known = _keys(OmegaConf.to_container(_composed(groups)))
         return f"{key} is not a key of the configuration{_nearest(key, known)}"
     if match := re.search(r"Could not override '([^']+)'\. No match in the defaults list", text):
         return f"{match[1]} is not a group of the configuration{_nearest(match[1], KEYS)}"
     return text
 
 
-def _defaults() -> DictConfig:
-    """The configuration without any override."""
+def _composed(groups: list[str]) -> DictConfig:
+    """The configuration with no override but the choice of groups, or without that where it cannot be composed."""
     from hydra.core.global_hydra import GlobalHydra
 
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(Path(__file__).parent / "conf"), version_base="1.3"):
-        return hydra.compose("config")
+        try:
+            return hydra.compose("config", groups)
+        except HydraException:
+            return hydra.compose("config")
 
 
 def _keys(node: Any, path: str = "") -> list[str]:
@@ -339,20 +373,29 @@ def _keys(node: Any, path: str = "") -> list[str]:
 
 def refuse(message: str) -> NoReturn:
     """One line of at most 200 characters on stderr, exit 2; nothing is left of a sweep that did not begin."""
-    for path in _made:
+    for path, before in _made.items():
         with contextlib.suppress(OSError):
-            path.unlink() if path.is_file() else path.rmdir()
+            if before is not None:
+                path.write_bytes(before)
+            elif path.is_file():
+                path.unlink()
+            else:
+                path.rmdir()
     line = " ".join(message.split())
     print(line if len(line) <= 200 else f"{line[:197]}...", file=sys.stderr)
     raise SystemExit(2)
 
 
-_made: list[Path] = []  # what Hydra makes for a sweep before its cells can be checked, innermost first
+_made: dict[
+    Path, bytes | None
+] = {}  # what Hydra writes for a sweep before its cells can be checked, and what was there
 
 
 def remember(folder: Path) -> None:
-    """Note the folders of a sweep that do not exist yet, so that a refused one leaves none."""
-    _made[:] = [folder / "multirun.yaml", *(path for path in (folder, *folder.parents) if not path.exists())]
+    """Note what stands where a sweep will write, so that a refused one leaves it as it was."""
+    file = folder / "multirun.yaml"
+    _made.update({file: file.read_bytes() if file.is_file() else None})
+    _made.update({path: None for path in (folder, *folder.parents) if not path.exists()})
 
 
 def command() -> int:

@@ -7,6 +7,7 @@ graph, and then runs each cell the ordinary Hydra way, which finds its stages in
 
 import json
 import shlex
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.utils import JobReturn, JobStatus, configure_log, filter_overrides, run_job, setup_globals
+from hydra.core.utils import JobReturn, JobStatus, configure_log, run_job, setup_globals
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -52,7 +53,8 @@ class LthLauncher(BasicLauncher):
             try:
                 main._built[index] = main.build(science(cell), cell.hydra)
             except main.InputError as error:
-                raise main.InputError(f"cell {index} ({' '.join(filter_overrides(overrides))}): {error}") from error
+                varied = " ".join(word for word in overrides if not all(word in other for other in job_overrides))
+                raise main.InputError(f"cell {index} ({textwrap.shorten(varied, 60)}): {error}") from error
             cells.append(cell)
             folders.append(Path(cell.hydra.sweep.dir) / cell.hydra.sweep.subdir)
         jobs = [main._built[cell.hydra.job.num] for cell in cells]

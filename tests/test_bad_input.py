@@ -190,7 +190,9 @@ def files(folder: Path) -> list[str]:
 def refused(line: str, cwd: Path) -> str:
     """Run a command that must be refused and return its line on stderr; whatever is wrong with it fails."""
     before = files(cwd)
-    with patch("main.execute", side_effect=lambda *_, **__: pytest.fail("accepted: it would train")):
+    # Hydra composes everything once more to ask for hydra.mode, which nobody sets here: half the time of these tests
+    mode = patch("hydra._internal.hydra.Hydra.get_mode", return_value=None)
+    with mode, patch("main.execute", side_effect=lambda *_, **__: pytest.fail("accepted: it would train")):
         ran = run_here(arguments(line), cwd, workers=None)
     assert ran.code == 2
     said = ran.err.splitlines()
@@ -215,7 +217,7 @@ def test_settings_are_good(cwd):
 
 @pytest.mark.parametrize("line, words", [(row[0], row[1:]) for row in ROWS], ids=[row[0] for row in ROWS])
 def test_bad_input_is_refused_in_one_line(cwd, line, words):
-    """Exit 2, one line of at most 200 characters that names what is wrong (and what is near), nothing trained or left."""
+    """Exit 2, one line of at most 200 characters that names what is wrong, and what is near; nothing trained or left."""
     said = refused(line, cwd)
     assert all(word in said for word in words), said
 
@@ -256,18 +258,19 @@ def test_missing_data_without_network_is_refused(cwd, monkeypatch, dataset, way)
 
 def test_long_sweep_lines_still_say_what_is_wrong(cwd):
     """However much is typed, the 200 characters name the cell and the value that is wrong with it."""
-    words = " ".join(f"recipe.options.betas=[0.9,0.99{digit}]" for digit in range(9)).replace("recipe", "+recipe", 1)
-    said = refused(f"-m {words} prune.sparsity=0.5,1.5", cwd)
+    said = refused(f"-m study={'x' * 150} prune.sparsity=0.5,1.5", cwd)
     assert "cell 1" in said and "prune.sparsity=1.5" in said and "[0, 1)" in said
 
 
 def test_refused_sweep_spares_what_was_there(cwd):
-    """A refused sweep takes away the folders that it made, and none that held something before."""
+    """A refused sweep takes away what it made, and nothing that was there before."""
     (cwd / "a" / "b").mkdir(parents=True)
     (cwd / "a" / "notes.txt").write_text("mine")
     assert "cell 1" in refused("-m seed=0,-1 hydra.sweep.dir=a/b/c/d", cwd)
-    (cwd / "a" / "b" / "multirun.yaml").write_text("of an earlier sweep")
+    earlier = cwd / "a" / "b" / "multirun.yaml"
+    earlier.write_text("of an earlier sweep")
     assert "cell 1" in refused("-m seed=0,-1 hydra.sweep.dir=a/b", cwd)
+    assert earlier.read_text() == "of an earlier sweep"
 
 
 # The same in a process of its own: what a shell sees
@@ -278,9 +281,8 @@ def test_refused_sweep_spares_what_was_there(cwd):
     [
         ("prune.sparsity=1.5", ["prune.sparsity=1.5"]),
         ("-m prune.sparsity=0.5,1.5", ["cell 1", "prune.sparsity=1.5"]),
-        ("-m criterion=magnitude,magnitud", ["criterion=magnitud", "did you mean magnitude?"]),
     ],
-    ids=["job", "cell", "group"],
+    ids=["job", "cell"],
 )
 def test_a_shell_sees_one_line_and_exit_2(tmp_path, line, words):
     """python main.py with its defaults: exit 2, one line on stderr, nothing on stdout, no folder, and no more than 5 s

@@ -94,7 +94,7 @@ def run_here(words: str, cwd: Path, workers: int | None = 0) -> Ran:
         stack.enter_context(patch.dict(os.environ, HYDRA_MAIN_MODULE="__main__"))
         for name in ("HYDRA_FULL_ERROR", "WANDB_MODE"):
             os.environ.pop(name, None)
-        for name, fresh in (("_built", {}), ("_executed", {}), ("_made", [])):
+        for name, fresh in (("_built", {}), ("_executed", {}), ("_made", {})):
             stack.enter_context(patch.object(main, name, fresh))
         stack.enter_context(patch.object(sys, "argv", argv))
         stack.enter_context(contextlib.chdir(cwd))

@@ -43,12 +43,13 @@ def idx(name: str, data_dir: Path, num_val: int, split_seed: int) -> Data:
         if not reachable(kind.mirrors):
             raise ValueError(f"{name} is not in data_dir={data_dir} and its mirrors cannot be reached; "
                              f"put {wanted[0].name} and its three fellows into {raw}")  # fmt: skip
+        made = [folder for folder in (raw, *raw.parents) if not folder.exists()]
         try:
             kind(data_dir, download=True)
         except (OSError, RuntimeError, EOFError, HTTPException, zlib.error) as error:
             for archive, _ in kind.resources:
                 (raw / archive).unlink(missing_ok=True)
-            for folder in (raw, raw.parent, data_dir):
+            for folder in made:
                 with contextlib.suppress(OSError):
                     folder.rmdir()  # leaves what is not empty
             reason = " ".join(str(error).split())

@@ -1,6 +1,6 @@
 """Short benchmarks, as ratios against a baseline interleaved in the same run; each prints what it measured.
 
-pytest -s tests/benchmarks
+pytest -n 0 -s tests/benchmarks
 """
 
 import statistics
