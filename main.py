@@ -10,9 +10,9 @@ Everything that can be wrong with a configuration is found while building, befor
 import contextlib
 import dataclasses
 import difflib
-import importlib
 import math
 import os
+import pkgutil
 import re
 import shlex
 import sys
@@ -205,10 +205,11 @@ def _fits(value: Any, kind: Any) -> bool:
 
 def _allowed(target: str) -> bool:
     """True for a class that is defined below one of TARGETS; what such a module imports is not its own."""
-    module, _, name = target.rpartition(".")
+    if not target.startswith(TARGETS):
+        return False
     try:
-        found = getattr(importlib.import_module(module), name) if target.startswith(TARGETS) else None
-    except (ImportError, AttributeError):
+        found = pkgutil.resolve_name(target)
+    except (ImportError, AttributeError, ValueError):
         return False
     return isinstance(found, type) and f"{found.__module__}.".startswith(TARGETS)
 

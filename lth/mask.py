@@ -93,12 +93,14 @@ def num_kept(sparsity: float, num_total: int) -> int:
 def top_k(scores: Tensor, kept: Tensor, k: int) -> Tensor:
     """Bool mask of the k highest of `scores` among `kept`; of equal scores the one that stands first survives.
 
-    scores: float [n], finite where kept. kept: bool [n]. 1 <= k <= kept.sum(). Linear time: the k-th highest score is
+    scores: float [n], finite where kept. kept: bool [n]. 0 <= k <= kept.sum(). Linear time: the k-th highest score is
     found by selection, all above it stay, and of those equal to it the first ones fill the count.
     """
     candidates = scores[kept]
-    if not 1 <= k <= candidates.numel():
-        raise ValueError(f"cannot keep {k} weights of {candidates.numel()}; choose 1 to {candidates.numel()}")
+    if not 0 <= k <= candidates.numel():
+        raise ValueError(f"cannot keep {k} weights of {candidates.numel()}; choose 0 to {candidates.numel()}")
+    if k == 0:
+        return torch.zeros_like(kept)
     values = candidates.numpy()
     threshold = np.partition(values, values.size - k)[values.size - k]
     above = values > threshold

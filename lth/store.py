@@ -1,7 +1,7 @@
 """The store: values of stages on disk, named by their keys, verified on every read, committed atomically.
 
     <root>/stages/<2 digits>/<key>/   value.json  value.safetensors  manifest.json
-    <root>/work/<key>/<step>/         the same: checkpoints of trainings in flight
+    <root>/work/<key>.<step>/         the same: checkpoints of trainings in flight
     <root>/bad/                       entries that failed verification, set aside
     <root>/tmp/                       entries being written; a killed writer leaves its folder here
 
@@ -54,9 +54,6 @@ class Store:
     def _place(self, key: str) -> Path:
         return self.root / "stages" / key[:2] / _checked(key)
 
-    def _work(self, key: str) -> Path:
-        return self.root / "work" / _checked(key)
-
     # Values of stages
 
     def present(self, key: str) -> bool:
@@ -96,22 +93,26 @@ class Store:
 
     def checkpoint(self, key: str, step: int, parts: tuple[dict, dict]) -> None:
         """Keep (tensors, meta) of a training in flight; earlier steps go once this one is committed."""
-        place = self._work(key)
-        self._write(place / f"{step:012d}", parts, {})
-        for earlier in sorted(place.iterdir())[:-1]:
-            self._discard(earlier)
+        place = self.root / "work" / f"{_checked(key)}.{step:012d}"
+        self._write(place, parts, {})
+        for entry in self._checkpoints(key):
+            if entry.name < place.name:
+                self._discard(entry)
 
     def resume(self, key: str) -> tuple[dict, dict] | None:
         """(tensors, meta) of the newest good checkpoint of a training, or None."""
-        place = self._work(key)
-        for entry in sorted(place.iterdir(), reverse=True) if place.is_dir() else []:
+        for entry in reversed(self._checkpoints(key)):
             if (parts := self._read(entry)) is not None:
                 return parts[:2]
         return None
 
     def finished(self, key: str) -> None:
         """Forget the checkpoints of a training whose values are committed."""
-        self._discard(self._work(key))
+        for entry in self._checkpoints(key):
+            self._discard(entry)
+
+    def _checkpoints(self, key: str) -> list[Path]:
+        return sorted((self.root / "work").glob(f"{_checked(key)}.*"))
 
     # Files
 

@@ -217,7 +217,7 @@ def test_settings_are_good(cwd):
 
 @pytest.mark.parametrize("line, words", [(row[0], row[1:]) for row in ROWS], ids=[row[0] for row in ROWS])
 def test_bad_input_is_refused_in_one_line(cwd, line, words):
-    """Exit 2, one line of at most 200 characters that names what is wrong, and what is near; nothing trained or left."""
+    """Exit 2, one line of at most 200 characters that names what is wrong and what is near; nothing left."""
     said = refused(line, cwd)
     assert all(word in said for word in words), said
 

@@ -562,7 +562,7 @@ def test_checkpoints(store):
         tensors, meta = store.resume(one)
         assert meta == {"step": step, "points": [{"loss": 0.1}]}
         assert tensors["w"].tolist() == [step] * 3
-        assert len(list((store.root / "work" / one).iterdir())) == 1
+        assert len(list((store.root / "work").glob(f"{one}.*"))) == 1
     assert not store.present(one)
     store.finished(one)
     store.finished(one)
@@ -575,7 +575,7 @@ def test_a_bad_checkpoint_gives_way_to_the_one_before(store, caplog):
     """Killed between a checkpoint's commit and the removal of the last one, and the new one is bad: the old one."""
     key = digest("run")
     store.checkpoint(key, 10, ({}, {"step": 10}))
-    folder = store.root / "work" / key
+    folder = store.root / "work"
     (older,) = folder.iterdir()
     shutil.copytree(older, store.root / "copy")
     store.checkpoint(key, 20, ({}, {"step": 20}))

@@ -27,7 +27,7 @@ class Mlp:
             raise ValueError(f"model.hidden={self.hidden} must be whole numbers of at least 1")
         try:
             getattr(nn.init, f"{self.init}_")(torch.empty(2, 2))
-        except (AttributeError, TypeError) as error:
+        except (AttributeError, TypeError, ValueError) as error:
             raise ValueError(
                 f"model.init={self.init} draws no weights in torch.nn.init; try xavier_normal or kaiming_normal"
             ) from error

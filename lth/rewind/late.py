@@ -1,6 +1,7 @@
 """Late: rewind to the state after a fraction of dense training (late resetting: Frankle et al. 2019,
 https://arxiv.org/abs/1903.01611)."""
 
+import math
 from dataclasses import dataclass
 
 from lth.rewind import check_optimizer, moments
@@ -20,7 +21,8 @@ class Late:
             raise ValueError(f"rewind.fraction={self.fraction} must be in [0, 1]")
 
     def step(self, recipe):
-        return min(int(self.fraction * recipe.steps), recipe.steps - 1)
+        k = math.floor(self.fraction * recipe.steps + 1e-9)  # 0.29 * 100 is 28.999999999999996
+        return min(k, recipe.steps - 1)
 
     def __call__(self, point, trained):
         return moments(point, self.optimizer)
