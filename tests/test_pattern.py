@@ -123,6 +123,15 @@ def test_a_global_tie_falls_to_the_first_layer():
     assert drawn["b"].tolist() == [True, False, False, False]
 
 
+@pytest.mark.parametrize(("output", "counts"), [(0.5, (480, 240, 90)), (1, (486, 243, 81)), (0, (473, 237, 100))])
+def test_layerwise_by_hand(output, counts):
+    """190 of 600 + 300 + 100 weights go: p = 190 / 950 at half the rate for the last, 190 / 1000 at the same rate,
+    190 / 900 where it is left alone."""
+    mask = Mask({"a": torch.ones(20, 30), "b": torch.ones(300), "out": torch.ones(10, 10)})
+    scores = {name: torch.rand(mask[name].shape) for name in mask}
+    assert tuple(Unstructured("layerwise", output)(scores, mask, 0.19).counts().values()) == counts
+
+
 def test_an_empty_layer_is_no_reason_to_stop():
     """What scope=global emptied stays empty: the next global level is drawn from the other layers."""
     mask = Mask({"a": torch.zeros(4), "b": torch.ones(4)})
