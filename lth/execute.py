@@ -74,6 +74,7 @@ def value(stage: Stage, store: Store, context: Context) -> Any:
 
 def perform(stages: list[Stage], store: Store, context: Context, tell: Tell, checkpoint_seconds: float = 30.0) -> None:
     """Compute and commit the stages of one unit: all the missing ones of one run, or one other stage."""
+    torch.set_num_threads(1)  # bits must not depend on how many threads a machine would take
     started = time.perf_counter()
     about = {"versions": {"torch": torch.__version__, "python": platform.python_version()}, "device": context.device}
     try:
@@ -227,6 +228,7 @@ def _missing(stage: Stage, unit_names: dict[str, str | None]) -> set[str]:
 
 def measure_step(run: Run, context: Context) -> tuple[float, int]:
     """(seconds a step, bytes of a state) of a run's kind, measured on a fresh network: what the plan estimates with."""
+    torch.set_num_threads(1)
     data, model = context.data(run.data), context.model(run.model, run.data)
     mask = Mask.dense(model)
     start, state = TrainState.of(model), None
@@ -422,7 +424,6 @@ class _Pool:
 def _work(pipe: Any, root: Path, raw: dict[str, Data], device: str, checkpoint_seconds: float) -> None:
     """A worker's life: units in, events out, until the pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    torch.set_num_threads(1)
     store, context = Store(root), Context(device, raw)
     # The parent closes the pipe when it is done with us; where it was killed, there is nobody left to tell
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
