@@ -220,7 +220,8 @@ def test_model(path, shape):
         torch.manual_seed(4)
         built.append(made(path)(shape, 7))
     one, two = built
-    assert isinstance(one, nn.Module) and one(torch.zeros(2, *shape)).shape == (2, 7)
+    logits = one(torch.randn(64, *shape))
+    assert isinstance(one, nn.Module) and logits.shape == (64, 7) and logits.min() < 0 < logits.max()
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
     layers = [m.weight for m in one.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
     assert [id(weight) for weight in prunable(one).values()] == [id(weight) for weight in layers]

@@ -1,6 +1,7 @@
 """Data: files in MNIST's format load as they were written, what is missing is refused, and a batch is a function of
 (order seed, step)."""
 
+import gc
 import itertools
 import re
 import socket
@@ -24,9 +25,6 @@ from lth.dataset.mnist import Mnist, reachable
 
 KINDS = {"MNIST": Mnist, "FashionMNIST": FashionMnist}
 FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
-
-# torchvision drops the answer of a mirror that says 404 without closing it
-pytestmark = pytest.mark.filterwarnings("ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning")
 
 
 @pytest.fixture(autouse=True)
@@ -168,6 +166,8 @@ class Liar(BaseHTTPRequestHandler):
         pass
 
 
+# torchvision drops the answer of a mirror that says 404 without closing it: collected below, while this test runs
+@pytest.mark.filterwarnings("ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("kind", ["gone", "portal", "cut"])
 def test_a_download_that_fails(tmp_path, monkeypatch, kind):
     """A mirror that answers with anything but the file: one line that names data_dir, and nothing that a later load
@@ -182,6 +182,7 @@ def test_a_download_that_fails(tmp_path, monkeypatch, kind):
         finally:
             server.shutdown()
             thread.join()
+    gc.collect()
     assert not [path for path in tmp_path.rglob("*") if path.name in FILES]
     if kind == "gone":
         assert not (tmp_path / "data").exists()
@@ -201,6 +202,20 @@ def test_reachable():
     assert not reachable([closed])
     assert not reachable(["http://name.invalid/"], seconds=0.5)
     assert not reachable([])
+
+
+def test_a_quick_refusal_does_not_hide_a_slow_mirror(monkeypatch):
+    """Every host is heard: one that refuses at once says nothing about one that takes its time."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        slow, connect = server.getsockname()[1], socket.create_connection
+
+        def create(address, timeout):
+            if address[1] == slow:
+                time.sleep(0.1)
+            return connect(address, timeout)
+
+        monkeypatch.setattr(socket, "create_connection", create)
+        assert reachable([f"http://127.0.0.1:{closed_port()}/", f"http://127.0.0.1:{slow}/"])
 
 
 def test_ports_of_urls(monkeypatch):

@@ -494,6 +494,30 @@ def ended(child: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
+def test_every_file_is_flushed_before_it_is_named(store, monkeypatch):
+    """What a power cut may take: all files of an entry, and the folder that names them, are fsynced before the rename
+    that is the commit, and the folder that names the entry after it."""
+    fsync, rename, stage, events = os.fsync, Path.rename, state(name="x"), []
+
+    def noting_fsync(handle: int) -> None:
+        events.append(os.fstat(handle).st_ino)
+        fsync(handle)
+
+    def noting_rename(path: Path, target: Path) -> Path:
+        events.append("rename")
+        return rename(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", noting_fsync)
+        patch.setattr(Path, "rename", noting_rename)
+        store.commit(stage, STATE, ABOUT)
+    entry = place(store, stage.key)
+    before, after = events[: events.index("rename")], events[events.index("rename") + 1 :]
+    assert set(before) >= {path.stat().st_ino for path in (*(entry / name for name in FILES), entry)}
+    assert before.index((entry / "manifest.json").stat().st_ino) == len(before) - 2  # last but the folder
+    assert entry.parent.stat().st_ino in after
+
+
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_killed_in_a_commit(tmp_path, caplog):
     """SIGKILL inside the n-th fsync of a commit, for every n: the whole entry or none, and no reader is warned; the
