@@ -77,6 +77,8 @@ def build(cfg: DictConfig, settings: DictConfig) -> Job:
     for name, least in (("replicates", 1), ("seed", 0), ("checkpoint_seconds", 0)):
         if config[name] < least:
             raise InputError(f"{name}={config[name]} must be at least {least}")
+    if config["replicates"] > 10_000:
+        raise InputError(f"replicates={config['replicates']} must be at most 10000")
     if config["keep"] not in ("all", "tickets"):
         raise InputError(f"keep={config['keep']} is not one of: all, tickets")
     _check_targets(config)
@@ -295,7 +297,8 @@ def main(cfg: DictConfig) -> None:
         mine.view.finish(rows, pictures, files, failed=failed)
         shown = f", shown at {mine.view.place}" if str(mine.view.place).startswith("http") else ""
         mine.unfinished.pop(job.cell.id, None)
-        if not mine.unfinished and not job.cell.keep_states:
+        # after a failure the states stay: the same command goes on from them
+        if not mine.unfinished and not job.cell.keep_states and not mine.outcome.failures:
             drop_states(mine.together, mine.store)
         print(f"{' '.join(job.cell.overrides) or 'defaults'}: {len(rows)} rows in {folder}{shown}")
 

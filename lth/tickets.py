@@ -85,7 +85,8 @@ def iterative(
             model=lab.model, data=lab.data, state=trained, mask=mask, sparsity=sparsity, criterion=criterion,
             pattern=pattern, seed=lab.seed("criterion", level), batch_size=lab.recipe.batch_size, device=lab.device,
         )  # fmt: skip
-        start = rewound(rewind=rewind, point=dense.at(k), trained=trained)
+        # a rewind that keeps no trained weight does not depend on them, and its key says so
+        start = rewound(rewind=rewind, point=dense.at(k), trained=trained if rewind.from_trained else None)
         ticket = Ticket(level, mask, start, num_steps=int(lab.recipe.steps) - k)
         run = lab.run(start, mask, ticket.num_steps)
         yield Training(lab.replicate, level, "ticket", sparsity, run, k, ticket)
@@ -128,6 +129,6 @@ def prune(
 
 
 @task(version=1, value=TrainState, stored=False)
-def rewound(context: Any, rewind: Any, point: TrainState, trained: TrainState) -> TrainState:
+def rewound(context: Any, rewind: Any, point: TrainState, trained: TrainState | None) -> TrainState:
     """What the survivors restart from: `rewind` chooses among the state at step k and the trained one."""
     return rewind(point, trained)

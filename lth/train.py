@@ -150,7 +150,7 @@ def train(
     pruned = list(mask) if mask is not None and mask.sparsity > 0 else []
     masked = [params[name] for name in pruned]
     masks = [mask[name].to(params[name].device, params[name].dtype) for name in pruned] if mask is not None else []
-    losses = torch.empty(int(recipe.eval_every), device=data.train.y.device)
+    losses = torch.empty(min(int(recipe.eval_every), max(1, stop - start.step)), device=data.train.y.device)
     measured = start.step
     step = start.step
     model.train()

@@ -421,6 +421,8 @@ def test_keep_tickets_takes_less_room(sweep, tmp_path):
     }
     small, large = size.values()
     assert small < large
+    tasks = [json.loads(path.read_bytes())["stage"]["task"] for path in (tmp_path / "outputs").rglob("manifest.json")]
+    assert "lth.train.result" in tasks and "lth.train.state_at" not in tasks  # numbers, and no trained weights
 
 
 def test_tickets_are_kept_where_they_are_trained_states(tmp_path):

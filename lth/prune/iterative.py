@@ -3,9 +3,10 @@
 sparsity_l = 1 - (1 - rate)^l  while below the target, then the target
 """
 
+import math
 from dataclasses import dataclass
 
-from lth.prune import check_sparsity
+from lth.prune import check_levels, check_sparsity
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,7 @@ class Iterative:
         check_sparsity(self.sparsity)
         if not (isinstance(self.rate, int | float) and 0 < self.rate < 1):
             raise ValueError(f"prune.rate={self.rate} must be a fraction in (0, 1), such as 0.2")
+        check_levels(math.log1p(-self.sparsity) / math.log1p(-self.rate), f"prune.rate={self.rate}")
 
     def __call__(self) -> list[float]:
         """Sparsity of levels 1, 2, ... Rounded to 12 digits, so that a target of 0.488 is level 3 and not beside it."""

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from lth.prune import check_sparsity
+from lth.prune import check_levels, check_sparsity
 
 
 @dataclass(frozen=True)
@@ -16,6 +16,7 @@ class Rounds:
         check_sparsity(self.sparsity)
         if not isinstance(self.num_rounds, int) or self.num_rounds < 1:
             raise ValueError(f"prune.num_rounds={self.num_rounds} must be a whole number of at least 1")
+        check_levels(self.num_rounds, f"prune.num_rounds={self.num_rounds}")
 
     def __call__(self) -> list[float]:
         """Sparsity of levels 1 to n, the last one exact."""

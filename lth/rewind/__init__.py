@@ -1,6 +1,6 @@
 """What do survivors restart from? `.step(recipe)` is the rewind step k; called with the state at k and the trained one,
 a rewind returns the TrainState that training restarts from, under the new mask. Training from it runs recipe.steps - k
-steps, with the schedule at that state's own step."""
+steps, with the schedule at that state's own step. `from_trained` says whether it reads the trained one (else None)."""
 
 from dataclasses import replace
 

@@ -16,6 +16,8 @@ class Early:
     def __post_init__(self) -> None:
         check_optimizer(self.optimizer)
 
+    from_trained = False
+
     def step(self, recipe):
         k = num_steps(self.at, recipe.per_epoch, "rewind.at")
         if k >= recipe.steps:

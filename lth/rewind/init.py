@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Init:
+    from_trained = False
+
     def step(self, recipe):
         return 0
 

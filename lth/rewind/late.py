@@ -20,6 +20,8 @@ class Late:
         if isinstance(self.fraction, bool) or not isinstance(self.fraction, int | float) or not 0 <= self.fraction <= 1:
             raise ValueError(f"rewind.fraction={self.fraction} must be in [0, 1]")
 
+    from_trained = False
+
     def step(self, recipe):
         k = math.floor(self.fraction * recipe.steps + 1e-9)  # 0.29 * 100 is 28.999999999999996
         return min(k, recipe.steps - 1)
