@@ -107,7 +107,7 @@ def build(cfg: DictConfig, settings: DictConfig) -> Job:
         store = Store(config["store"])
         if not all(store.present(training.run.result.key) for training in trainings):
             recipe.check_optimizer()
-            _check_pattern(pattern, model, source, [0.0, *prune()][-1])
+            _check_pattern(pattern, context.model(model, source), [0.0, *prune()][-1])
         trainings.sort(key=lambda training: training.level)  # stable: level, replicate, branch, as they are computed
     except (ValueError, StoreError) as error:
         raise InputError(_first_line(error)) from error
@@ -118,14 +118,13 @@ def build(cfg: DictConfig, settings: DictConfig) -> Job:
     return Job(cell, context, device, wandb, config, tags)
 
 
-def _check_pattern(pattern: Any, model: Any, source: Any, sparsity: float) -> None:
+def _check_pattern(pattern: Any, network: Any, sparsity: float) -> None:
     """Raises ValueError where the pattern can draw no mask of the last sparsity on this network."""
     import torch
 
     from lth.mask import Mask
 
-    with torch.random.fork_rng(devices=[]):
-        dense = Mask.dense(model(source.input_shape, source.num_classes))
+    dense = Mask.dense(network)
     try:
         pattern({name: torch.zeros(kept.shape) for name, kept in dense.items()}, dense, sparsity)
     except ValueError as error:
@@ -252,14 +251,15 @@ def execute(jobs: list[Job], folders: list[Path], group: str) -> None:
     from lth.cell import execute_cells
     from lth.execute import Context
     from lth.store import Store
-    from lth.tracking import View, redact
+    from lth.tracking import View
 
+    _made.clear()  # what is asked for can be done: from here on nothing is taken away again
     views: dict[str, View] = {}  # a cell that is asked for twice is shown once
     together: dict[tuple, list[tuple[Job, View]]] = {}  # cells on another store or device cannot be one graph
     for job, folder in zip(jobs, folders, strict=True):
         view = views[job.cell.id] = views.get(job.cell.id) or View(
             settings=job.wandb, id=job.cell.id, group=group, job_type=job.cell.study,
-            name=" ".join(job.cell.overrides) or job.cell.study, tags=job.tags, config=redact(job.config),
+            name=" ".join(job.cell.overrides) or job.cell.study, tags=job.tags, config=job.config,
             directory=folder, order=job.cell.labels(),
         )  # fmt: skip
         together.setdefault((job.config["store"], job.device), []).append((job, view))
@@ -390,9 +390,8 @@ def refuse(message: str) -> NoReturn:
     raise SystemExit(2)
 
 
-_made: dict[
-    Path, bytes | None
-] = {}  # what Hydra writes for a sweep before its cells can be checked, and what was there
+# What Hydra writes for a sweep before its cells can be checked, and what was there before
+_made: dict[Path, bytes | None] = {}
 
 
 def remember(folder: Path) -> None:

@@ -44,7 +44,8 @@ class Cell:
 
     def targets(self) -> list[Stage]:
         """Stages that must be stored beside the results."""
-        return [stage for t in self.tickets if t.ticket for stage in (t.ticket.mask,)] if self.save_tickets else []
+        tickets = [t.ticket for t in self.tickets if t.ticket and self.save_tickets]
+        return [stage for ticket in tickets for stage in (ticket.mask, *ticket.start.parents())]
 
     def along(self) -> list[Stage]:
         """States from which a sparser study goes on: the ends of the chain's trainings."""

@@ -1,15 +1,16 @@
 """The store: values of stages on disk, named by their keys, verified on every read, committed atomically.
 
-    <root>/stages/<2 digits>/<key>/   value.json  value.safetensors  manifest.json
-    <root>/work/<key>.<step>/         the same: checkpoints of trainings in flight
-    <root>/bad/                       entries that failed verification, set aside
-    <root>/tmp/                       entries being written; a killed writer leaves its folder here
+    stages/<2 digits>/<key>/   value.json  value.safetensors  manifest.json
+    work/<key>.<step>/         the same: checkpoints of trainings in flight
+    bad/                       entries that failed verification, set aside
+    tmp/                       entries being written; a killed writer leaves its folder here
 
 Commit: write every file into a folder of its own under tmp/, fsync each, write the manifest (SHA-256 and size of every
 file, and its own SHA-256) last, fsync the folder, rename the folder into place, fsync the parent. A reader sees a whole
 entry or none. Tensors are safetensors, the rest is JSON; nothing here can execute code.
 """
 
+import errno
 import hashlib
 import json
 import logging
@@ -174,8 +175,10 @@ class Store:
             if not place.is_dir():  # another worker dropped it while we looked
                 return None
             reason = f"{Path(str(error.filename)).name} is missing"
-        except OSError as error:  # says nothing about the entry: too many open files, no permission, a stale handle
-            raise StoreError(f"cannot read {place}: {error.strerror}; mend that and run again") from error
+        except OSError as error:
+            if error.errno != errno.EIO:  # says nothing about the entry: too many open files, no permission, stale
+                raise StoreError(f"cannot read {place}: {error.strerror}; mend that and run again") from error
+            reason = "its disk cannot be read there"
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             reason = " ".join(str(error).split())
         log.warning("%s is damaged (%s); it is set aside and will be computed again", place, reason)

@@ -106,7 +106,7 @@ def initialise(context: Any, model: Any, data: Source, seed: int) -> TrainState:
 @task(version=1, value=Mask, stored=False)
 def dense_mask(context: Any, model: Any, data: Source) -> Mask:
     """Level 0: every prunable weight kept."""
-    return Mask.dense(model(data.input_shape, data.num_classes))
+    return Mask.dense(context.model(model, data))
 
 
 @task(version=1, value=Mask)

@@ -173,7 +173,7 @@ def test_pattern(path):
         mask = drawn
 
 
-@pytest.mark.parametrize("sparsity", [0, 0.0, 0.2, 0.5, 0.9, 0.99])
+@pytest.mark.parametrize("sparsity", [0, 0.0, 1e-12, 1 - 1e-13, 0.2, 0.5, 0.9, 0.99])
 @pytest.mark.parametrize("path", members("prune"), ids=names(members("prune")))
 def test_prune(path, sparsity):
     """Sparsities rise within (0, 1) and end exactly on the target; 0 is no level at all."""

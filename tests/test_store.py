@@ -346,6 +346,22 @@ def test_what_cannot_be_opened_is_not_damaged(store, monkeypatch, reason):
     assert store.read(stage) == {"a": 1}
 
 
+def test_a_bad_sector_is_damage(store, monkeypatch, caplog):
+    """EIO is the disk's word that the entry is lost: set aside with one warning, and computed again."""
+    stage = numbers(name="x")
+    store.commit(stage, Numbers(a=1), ABOUT)
+
+    def lost(path: Path) -> bytes:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", lost)
+        assert not store.holds(stage.key)
+    assert len(caplog.records) == 1 and len(set_aside(store)) == 1
+    store.commit(stage, Numbers(a=1), ABOUT)
+    assert store.read(stage) == {"a": 1}
+
+
 @pytest.mark.parametrize("operation", ["mkdir", "rename"])
 def test_a_bad_entry_that_cannot_be_set_aside(store, monkeypatch, operation):
     """On a read-only disk a bad entry is a StoreError of one line with its path, not an OSError."""

@@ -9,6 +9,7 @@ from conftest import Bench, blobs
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+import lth.execute
 import lth.train
 from lth.data import Data
 from lth.mask import Mask
@@ -280,3 +281,31 @@ def test_reads_no_global_generator():
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(2)
     assert same(final(model, start, 30, recipe, None), one)
+
+
+def test_a_test_loss_that_overflows_is_none(bench: Bench, monkeypatch):
+    """Validation finite, test loss not: the result is stored, with None for that number."""
+    trainings = bench.trainings(0.0)
+    test_size = len(bench.data.test.y)
+
+    def overflowing(model, split, *more):
+        loss, accuracy = evaluate(model, split, *more)
+        return (
+            float("inf") if len(split.y) == test_size and torch.equal(split.y, bench.data.test.y) else loss
+        ), accuracy
+
+    monkeypatch.setattr(lth.train, "evaluate", overflowing)
+    assert not bench.run(trainings)
+    (numbers,) = bench.numbers(trainings)
+    assert numbers["test_loss"] is None and numbers["test_accuracy"] is not None
+
+
+def test_building_draws_from_no_global_generator(bench: Bench):
+    """Neither naming a model nor asking for its dense mask moves torch's generator."""
+    before = torch.get_rng_state()
+    Mlp([8], "orthogonal")
+    ticket = bench.trainings(0.2)[1].ticket
+    assert ticket is not None
+    dense = next(stage for stage in ticket.mask.parents() if not stage.task.stored)
+    lth.execute.value(dense, bench.store, bench.context)
+    assert torch.equal(torch.get_rng_state(), before)

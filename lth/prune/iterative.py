@@ -26,6 +26,6 @@ class Iterative:
         """Sparsity of levels 1, 2, ... Rounded to 12 digits, so that a target of 0.488 is level 3 and not beside it."""
         levels, survivors = [], 1 - self.rate
         while (sparsity := round(1 - survivors, 12)) < self.sparsity:
-            levels.append(sparsity)
+            levels += [sparsity] if sparsity > max(levels, default=0.0) else []  # 12 digits: late ones may repeat
             survivors *= 1 - self.rate
         return [*levels, float(self.sparsity)] if self.sparsity > 0 else []
