@@ -10,15 +10,11 @@ Everything that can be wrong with a configuration is found while building, befor
 import contextlib
 import dataclasses
 import difflib
-import math
 import os
-import pkgutil
 import re
 import shlex
 import sys
 import traceback
-import types
-import typing
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,20 +27,17 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from lth.check import InputError, check_fields, check_kind, check_targets
+
 if __name__ == "__main__":
     sys.modules["main"] = sys.modules["__main__"]  # the launcher imports this module: one copy of it, not two
 
-TARGETS = ("lth.", "torch.optim.", "torch.nn.", "torchvision.models.")
 GROUPS = ("device", "wandb", "dataset", "model", "criterion", "pattern", "prune", "rewind", "recipe")
 SCALARS = {
     "study": str, "replicates": int, "seed": int, "store": str, "keep": str, "data_dir": str, "save_tickets": bool,
     "checkpoint_seconds": float,
 }  # fmt: skip
 KEYS = (*SCALARS, *GROUPS, "branch")
-
-
-class InputError(Exception):
-    """Something asked for cannot be done; the message is one line that says what, and what would be right."""
 
 
 @dataclass
@@ -73,7 +66,7 @@ def build(cfg: DictConfig, settings: DictConfig) -> Job:
     if missing := [name for name in (*SCALARS, *GROUPS) if name not in config]:
         raise InputError(f"{missing[0]} is missing from the configuration; leave it in")
     for name, kind in SCALARS.items():
-        _check_kind(config[name], kind, name)
+        check_kind(config[name], kind, name)
     for name, least in (("replicates", 1), ("seed", 0), ("checkpoint_seconds", 0)):
         if config[name] < least:
             raise InputError(f"{name}={config[name]} must be at least {least}")
@@ -81,7 +74,7 @@ def build(cfg: DictConfig, settings: DictConfig) -> Job:
         raise InputError(f"replicates={config['replicates']} must be at most 10000")
     if config["keep"] not in ("all", "tickets"):
         raise InputError(f"keep={config['keep']} is not one of: all, tickets")
-    _check_targets(config)
+    check_targets(config)
 
     from lth.cell import Cell
     from lth.data import Source
@@ -165,67 +158,8 @@ def _make(node: Any, where: str) -> Any:
         raise InputError(text if isinstance(cause, ValueError) else f"{where}: {text}") from error
     if not dataclasses.is_dataclass(thing):
         raise InputError(f"{where}._target_={node['_target_']} does not make a configured thing (a frozen dataclass)")
-    _check_fields(thing, where)
+    check_fields(thing, where)
     return thing
-
-
-def _check_fields(thing: Any, where: str) -> None:
-    """The fields of a configured thing are of the kinds that its class declares."""
-    for name, kind in typing.get_type_hints(type(thing)).items():
-        value = getattr(thing, name)
-        _check_kind(value, kind, f"{where}.{name}")
-        if dataclasses.is_dataclass(value):
-            _check_fields(value, f"{where}.{name}")
-
-
-WORDS = {int: "a whole number", float: "a finite number", str: "a word", bool: "true or false"}
-
-
-def _check_kind(value: Any, kind: Any, where: str) -> None:
-    if not _fits(value, kind):
-        raise InputError(f"{where}={value} must be {WORDS.get(kind, getattr(kind, '__name__', None) or kind)}")
-
-
-def _fits(value: Any, kind: Any) -> bool:
-    """True if `value` is of a declared kind. A bool is no number; a float is finite; an int will do for a float."""
-    origin, inner = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (typing.Union, types.UnionType):
-        return any(_fits(value, one) for one in inner)
-    if origin is list:
-        return isinstance(value, list) and all(_fits(item, inner[0]) for item in value)
-    if origin is dict:
-        return isinstance(value, dict)
-    if kind in (int, float) and isinstance(value, bool):
-        return False
-    if kind is float:
-        return isinstance(value, int | float) and math.isfinite(value)
-    if kind in (int, str, bool, type(None)):
-        return isinstance(value, kind)
-    return kind is Any or callable(value)  # what is left are things to call, such as a schedule
-
-
-def _allowed(target: str) -> bool:
-    """True for a class that is defined below one of TARGETS; what such a module imports is not its own."""
-    if not target.startswith(TARGETS):
-        return False
-    try:
-        found = pkgutil.resolve_name(target)
-    except (ImportError, AttributeError, ValueError):
-        return False
-    return isinstance(found, type) and f"{found.__module__}.".startswith(TARGETS)
-
-
-def _check_targets(node: Any, path: str = "") -> None:
-    """A configuration may name only things of this project and of torch's own optimisers and layers."""
-    if isinstance(node, dict):
-        target = node.get("_target_")
-        if target is not None and not _allowed(str(target)):
-            raise InputError(f"{path}._target_={target} is not a class of {', '.join(TARGETS)} and no other is allowed")
-        for name, child in node.items():
-            _check_targets(child, f"{path}.{name}".lstrip("."))
-    elif isinstance(node, list):
-        for child in node:
-            _check_targets(child, path)
 
 
 # Running jobs

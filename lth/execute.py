@@ -7,10 +7,6 @@ each value committed as soon as it is there. What fails takes with it only what 
 
 import contextlib
 import heapq
-import multiprocessing
-import multiprocessing.connection
-import multiprocessing.forkserver
-import os
 import platform
 import signal
 import time
@@ -28,6 +24,7 @@ from lth.mask import Mask
 from lth.stage import Diverged, Stage, describe, digest, substitute
 from lth.store import Store
 from lth.train import History, Run, TrainState, measure, train
+from lth.workers import Pool
 
 Tell = Callable[..., None]
 
@@ -301,7 +298,7 @@ def execute(
                 done(unit)
         return failures
 
-    pool = _Pool(min(workers, len(todo.units)), (store.root, context.raw, context.device, checkpoint_seconds))
+    pool = Pool(min(workers, len(todo.units)), _work, (store.root, context.raw, context.device, checkpoint_seconds))
     deaths: dict[str, int] = {}
     try:
         while ready or pool.busy:
@@ -343,82 +340,6 @@ def _shallow(stage: Stage) -> Stage:
 
 def _one_line(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())
-
-
-def _context() -> Any:
-    """Where workers start from: a forkserver, a clean process of one thread that has imported what they need."""
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    start = multiprocessing.get_context("forkserver")
-    start.set_forkserver_preload(["lth.execute"])
-    # It imports by its own path, the working directory first (until Python 3.13): show it the lth that is running here
-    paths = {"PYTHONPATH": str(Path(__file__).parents[1]), "PYTHONSAFEPATH": "1"}
-    before = {name: os.environ.get(name) for name in paths}
-    os.environ.update(
-        paths | {"PYTHONPATH": os.pathsep.join(filter(None, [paths["PYTHONPATH"], before["PYTHONPATH"]]))}
-    )
-    try:
-        multiprocessing.forkserver.ensure_running()
-    finally:
-        for name, text in before.items():
-            os.environ.pop(name) if text is None else os.environ.update({name: text})
-    return start
-
-
-class _Pool:
-    """Worker processes, each with a pipe. A worker that dies is reported and replaced."""
-
-    def __init__(self, size: int, arguments: tuple):
-        self._start: Any = _context()
-        self._arguments = arguments
-        self.idle: list[Any] = []
-        self.busy: dict[Any, tuple[str, Any]] = {}  # pipe -> (unit, process)
-        self._processes: dict[Any, Any] = {}
-        for _ in range(size):
-            self._hire()
-
-    def _hire(self) -> None:
-        ours, theirs = self._start.Pipe()
-        process = self._start.Process(target=_work, args=(theirs, *self._arguments), daemon=True)
-        process.start()
-        theirs.close()
-        self._processes[ours] = process
-        self.idle.append(ours)
-
-    def start(self, unit: str, stages: list[Stage]) -> None:
-        pipe = self.idle.pop(0)
-        self.busy[pipe] = (unit, self._processes[pipe])
-        with contextlib.suppress(OSError):  # where it died idle, events() finds out
-            pipe.send((unit, stages))
-
-    def events(self) -> list[tuple]:
-        """What the workers said since, waiting up to a second for the first word."""
-        found = []
-        for pipe in multiprocessing.connection.wait(list(self.busy), timeout=1.0):
-            unit, process = self.busy[pipe]
-            try:
-                message = pipe.recv()  # type: ignore[union-attr]
-            except (EOFError, OSError):
-                process.join()
-                del self.busy[pipe], self._processes[pipe]
-                pipe.close()  # type: ignore[union-attr]
-                self._hire()
-                code = process.exitcode
-                found.append((unit, "died", f"signal {-code}" if code and code < 0 else f"exit code {code}"))
-                continue
-            found.append(message)
-            if message[1] in ("done", "failed"):
-                del self.busy[pipe]
-                self.idle.append(pipe)
-        return found
-
-    def close(self) -> None:
-        for pipe, process in self._processes.items():
-            if pipe in self.busy:
-                process.kill()  # what is committed stays; checkpoints keep the rest
-            pipe.close()
-        for process in self._processes.values():
-            process.join()
 
 
 def _work(pipe: Any, root: Path, raw: dict[str, Data], device: str, checkpoint_seconds: float) -> None:

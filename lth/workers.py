@@ -1,0 +1,94 @@
+"""Worker processes: hired from a clean process, fed through pipes, replaced when they die."""
+
+import contextlib
+import multiprocessing
+import multiprocessing.connection
+import multiprocessing.forkserver
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lth.stage import Stage
+
+
+def _context() -> Any:
+    """Where workers start from: a forkserver, a clean process of one thread that has imported what they need."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    start = multiprocessing.get_context("forkserver")
+    start.set_forkserver_preload(["lth.execute"])
+    # It imports by its own path, the working directory first (until Python 3.13): show it the lth that is running here
+    paths = {"PYTHONPATH": str(Path(__file__).parents[1]), "PYTHONSAFEPATH": "1"}
+    before = {name: os.environ.get(name) for name in paths}
+    os.environ.update(
+        paths | {"PYTHONPATH": os.pathsep.join(filter(None, [paths["PYTHONPATH"], before["PYTHONPATH"]]))}
+    )
+    try:
+        multiprocessing.forkserver.ensure_running()
+    finally:
+        for name, text in before.items():
+            os.environ.pop(name) if text is None else os.environ.update({name: text})
+    return start
+
+
+class Pool:
+    """`size` worker processes that run work(pipe, *arguments), each with a pipe of its own.
+
+    A worker takes (unit, stages) from its pipe and answers with (unit, event, ...), the last event "done" or "failed".
+    One that dies is reported as (unit, "died", how) and replaced.
+    """
+
+    def __init__(self, size: int, work: Callable[..., None], arguments: tuple):
+        self._start: Any = _context()
+        self._work, self._arguments = work, arguments
+        self.idle: list[Any] = []
+        self.busy: dict[Any, tuple[str, Any]] = {}  # pipe -> (unit, process)
+        self._processes: dict[Any, Any] = {}
+        for _ in range(size):
+            self._hire()
+
+    def _hire(self) -> None:
+        ours, theirs = self._start.Pipe()
+        process = self._start.Process(target=self._work, args=(theirs, *self._arguments), daemon=True)
+        process.start()
+        theirs.close()
+        self._processes[ours] = process
+        self.idle.append(ours)
+
+    def start(self, unit: str, stages: list[Stage]) -> None:
+        """Give a unit to an idle worker."""
+        pipe = self.idle.pop(0)
+        self.busy[pipe] = (unit, self._processes[pipe])
+        with contextlib.suppress(OSError):  # where it died idle, events() finds out
+            pipe.send((unit, stages))
+
+    def events(self) -> list[tuple]:
+        """What the workers said since, waiting up to a second for the first word."""
+        found = []
+        for pipe in multiprocessing.connection.wait(list(self.busy), timeout=1.0):
+            unit, process = self.busy[pipe]
+            try:
+                message = pipe.recv()  # type: ignore[union-attr]
+            except (EOFError, OSError):
+                process.join()
+                del self.busy[pipe], self._processes[pipe]
+                pipe.close()  # type: ignore[union-attr]
+                self._hire()
+                code = process.exitcode
+                found.append((unit, "died", f"signal {-code}" if code and code < 0 else f"exit code {code}"))
+                continue
+            found.append(message)
+            if message[1] in ("done", "failed"):
+                del self.busy[pipe]
+                self.idle.append(pipe)
+        return found
+
+    def close(self) -> None:
+        """End all workers, in the middle of their work where they have some."""
+        for pipe, process in self._processes.items():
+            if pipe in self.busy:
+                process.kill()  # what is committed stays; checkpoints keep the rest
+            pipe.close()
+        for process in self._processes.values():
+            process.join()
