@@ -15,7 +15,7 @@ import re
 import shlex
 import sys
 import traceback
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -50,10 +50,12 @@ class Job:
     wandb: Any
     config: dict
     tags: list[str]
+    rehearse: Callable[[], None]  # what is checked by trying it; takes a second. Raises InputError
 
 
 def build(cfg: DictConfig, settings: DictConfig) -> Job:
-    """Build all that a job's configuration asks for, and check it. Raises InputError. Trains and writes nothing.
+    """Build all that a job's configuration asks for, and check it. Raises InputError. Trains and writes nothing. What
+    takes longer to check waits for `rehearse`, when all jobs are built.
 
     cfg: the configuration without its hydra node; settings: the hydra node.
     """
@@ -97,18 +99,25 @@ def build(cfg: DictConfig, settings: DictConfig) -> Job:
         for replicate in range(config["replicates"]):
             lab = Lab(model, source, recipe, device.kind, config["seed"], replicate)
             trainings += iterative(lab, prune(), criterion, pattern, rewind, branches)
-        store = Store(config["store"])
-        if not all(store.present(training.run.result.key) for training in trainings):
-            recipe.check_optimizer()
-            _check_pattern(pattern, context.model(model, source), [0.0, *prune()][-1])
         trainings.sort(key=lambda training: training.level)  # stable: level, replicate, branch, as they are computed
     except (ValueError, StoreError) as error:
         raise InputError(_first_line(error)) from error
+
+    def rehearse() -> None:
+        store = Store(config["store"])
+        if all(store.present(training.run.result.key) for training in trainings):
+            return
+        try:
+            recipe.check_optimizer()
+            _check_pattern(pattern, context.model(model, source), [0.0, *prune()][-1])
+        except ValueError as error:
+            raise InputError(_first_line(error)) from error
+
     index = 0 if OmegaConf.is_missing(settings.job, "num") else settings.job.num or 0
     overrides, keep_states = list(settings.overrides.task), config["keep"] == "all"
     cell = Cell(config["study"], index, overrides, trainings, config["save_tickets"], keep_states)
     tags = [str(settings.runtime.choices.get(group)) for group in ("dataset", "model", "criterion", "rewind")]
-    return Job(cell, context, device, wandb, config, tags)
+    return Job(cell, context, device, wandb, config, tags, rehearse)
 
 
 def _check_pattern(pattern: Any, network: Any, sparsity: float) -> None:
@@ -217,7 +226,10 @@ def main(cfg: DictConfig) -> None:
 
     settings: Any = HydraConfig.get()
     folder = Path(settings.runtime.output_dir)
-    job = _built.pop(settings.job.get("num") or 0, None) or build(cfg, settings)
+    job = _built.pop(settings.job.get("num") or 0, None)
+    if job is None:  # another launcher's, or after a configuration was changed by hand
+        job = build(cfg, settings)
+        job.rehearse()
     if job.cell.id not in _executed:  # not run by our own launcher, which executes all cells of a sweep as one graph
         execute([job], [folder], group=job.cell.study)
     OmegaConf.save(OmegaConf.create(redact(job.config) | {"provenance": provenance(job)}), folder / "config.yaml")

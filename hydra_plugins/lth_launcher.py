@@ -8,7 +8,8 @@ graph, and then runs each cell the ordinary Hydra way, which finds its stages in
 import json
 import shlex
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,14 +51,14 @@ class LthLauncher(BasicLauncher):
             with open_dict(cell):
                 cell.hydra.job.id = cell.hydra.job.num = index
             HydraConfig.instance().set_config(cell)
-            try:
+            with self._named(index, overrides, job_overrides):
                 main._built[index] = main.build(science(cell), cell.hydra)
-            except main.InputError as error:
-                varied = " ".join(word for word in overrides if not all(word in other for other in job_overrides))
-                raise main.InputError(f"cell {index} ({textwrap.shorten(varied, 60)}): {error}") from error
             cells.append(cell)
             folders.append(Path(cell.hydra.sweep.dir) / cell.hydra.sweep.subdir)
         jobs = [main._built[cell.hydra.job.num] for cell in cells]
+        for job, overrides in zip(jobs, job_overrides, strict=True):
+            with self._named(job.cell.index, overrides, job_overrides):
+                job.rehearse()
         main.execute(jobs, folders, group=f"{jobs[0].cell.study} {Path(self.config.hydra.sweep.dir).name}")
         returns = []
         for cell in cells:
@@ -76,6 +77,17 @@ class LthLauncher(BasicLauncher):
             configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
         return returns
 
+    @contextmanager
+    def _named(self, index: int, overrides: Sequence[str], job_overrides: Sequence[Sequence[str]]) -> Iterator[None]:
+        """Says of which cell an error is, by its number and what sets it apart."""
+        import main
+
+        try:
+            yield
+        except main.InputError as error:
+            varied = " ".join(word for word in overrides if not all(word in other for other in job_overrides))
+            raise main.InputError(f"cell {index} ({textwrap.shorten(varied, 60)}): {error}") from error
+
 
 class Report(Callback):
     """Checks a single job before Hydra makes its folder; reports at the end of a job or a sweep, from disk."""
@@ -85,6 +97,7 @@ class Report(Callback):
 
         try:
             main._built[0] = main.build(science(config), config.hydra)
+            main._built[0].rehearse()
         except main.InputError as error:
             main.refuse(str(error))  # SystemExit: Hydra would turn an exception of a callback into a warning
 

@@ -15,6 +15,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from rich import box
@@ -34,6 +35,7 @@ COLUMNS = (
 INDIFFERENT = re.compile(
     r"prune\.sparsity|replicates?|branch|store|data_dir|keep|save_tickets|checkpoint_seconds|(wandb|device|hydra)([./].*)?"
 )
+CONDITION = ["setting", "branch", "sparsity"]  # what is told apart before replicates are averaged
 NO_TEST = "no test; ask for replicates=3 or more"
 
 
@@ -107,14 +109,17 @@ def curve(rows: pd.DataFrame, metric: str = "test_accuracy") -> pd.DataFrame:
     measure something else) give no line.
     """
     rows = rows[rows[metric].notna() | rows["diverged_step"].notna()]
-    branches, lines = dict.fromkeys(["dense", "ticket", *rows["branch"]]), []
-    for setting in rows["setting"].unique():
-        for branch in branches:
-            part = rows[(rows["setting"] == setting) & (rows["branch"] == branch)]
-            for sparsity, group in part.groupby("sparsity"):
-                stats = interval(_by_replicate(group, metric))
-                num_diverged = int(group["diverged_step"].notna().sum())
-                lines.append((setting, branch, group["level"].min(), sparsity, *stats, num_diverged))
+    finished = rows[rows["diverged_step"].isna()]
+    by_replicate = finished.groupby([*CONDITION, "replicate"])[metric].mean().dropna()
+    values = by_replicate.groupby(level=CONDITION).agg(list).to_dict()
+    groups = rows.groupby(CONDITION)
+    levels: dict[Any, int] = groups["level"].min().to_dict()
+    num_diverged = groups["diverged_step"].count().to_dict()
+    settings, branches = (
+        list(dict.fromkeys(names)) for names in (rows["setting"], ["dense", "ticket", *rows["branch"]])
+    )
+    order = sorted(levels, key=lambda key: (settings.index(key[0]), branches.index(key[1]), key[2]))
+    lines = [(*key[:2], levels[key], key[2], *interval(values.get(key, [])), num_diverged[key]) for key in order]
     columns = ["setting", "branch", "level", "sparsity", "mean", "half", "n", "num_diverged"]
     return pd.DataFrame(lines, columns=pd.Index(columns))
 

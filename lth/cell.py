@@ -7,6 +7,7 @@ store: rows.jsonl (one row a trained network), curves.jsonl (what was measured o
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from safetensors.torch import save_file
@@ -31,7 +32,7 @@ class Cell:
     save_tickets: bool = False
     keep_states: bool = True
 
-    @property
+    @cached_property
     def id(self) -> str:
         """Deterministic name: 16 digits of the hash of the results it asks for, and of how they were asked for."""
         return digest([self.study, self.overrides, [training.run.result.key for training in self.trainings]])[:16]

@@ -147,6 +147,8 @@ def _caption(lines: pd.DataFrame, rows: pd.DataFrame) -> str:
 def _write(fig: Figure, path_stem: str | Path, kinds: Kinds) -> list[Path]:
     """The svg holds no date and no random ids: the same rows give the same bytes."""
     paths = [Path(f"{path_stem}{kind}") for kind in kinds]
+    fig.draw_without_rendering()
+    fig.set_layout_engine("none")  # laid out once, not once a file
     for path in paths:
         path.parent.mkdir(parents=True, exist_ok=True)
         with mpl.rc_context({"svg.hashsalt": "lth"}):

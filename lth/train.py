@@ -12,6 +12,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -246,12 +247,12 @@ class Run:
         """Stage of the TrainState after `step` of this run's steps; 0 is the start itself."""
         return self.start if step == 0 else state_at(run=self, step=step)
 
-    @property
+    @cached_property
     def end(self) -> Stage:
         """Stage of the TrainState at the end of training."""
         return self.at(self.num_steps)
 
-    @property
+    @cached_property
     def result(self) -> Stage:
         """Stage of Numbers: test accuracy at the end and at the early stop, validation, the curve."""
         return result(run=self)

@@ -3,6 +3,8 @@
 import os
 import resource
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 from unittest.mock import patch
 
@@ -285,12 +287,21 @@ def test_refused_sweep_spares_what_was_there(cwd):
     ids=["job", "cell"],
 )
 def test_a_shell_sees_one_line_and_exit_2(tmp_path, line, words):
-    """python main.py with its defaults: exit 2, one line on stderr, nothing on stdout, no folder, and no more than 5 s
-    of processor time (the clock on the wall would measure the machine's other work)."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    ran = run(line, tmp_path)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    """python main.py with its defaults: exit 2, one line on stderr, nothing on stdout, no folder, in at most twice the
+    processor time of importing torch and Hydra (1.4 to 1.7 times seen; the clock on the wall would measure the
+    machine's other work)."""
+
+    def seconds(start) -> float:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        start()
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    baseline = seconds(lambda: subprocess.run([sys.executable, "-c", "import torch, hydra.main"], check=True))
+    ran = []
+    took = seconds(lambda: ran.append(run(line, tmp_path)))
+    (ran,) = ran
     assert ran.code == 2 and ran.out == "" and files(tmp_path) == []
     said = ran.err.splitlines()
     assert len(said) == 1 and len(said[0]) <= 200 and all(word in said[0] for word in words), ran.err
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 5
+    assert took < 2 * baseline

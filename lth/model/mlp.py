@@ -26,7 +26,8 @@ class Mlp:
         if not all(isinstance(size, int) and size >= 1 for size in self.hidden):
             raise ValueError(f"model.hidden={self.hidden} must be whole numbers of at least 1")
         try:
-            getattr(nn.init, f"{self.init}_")(torch.empty(2, 2, device="meta"))
+            with torch.random.fork_rng(devices=[]):
+                getattr(nn.init, f"{self.init}_")(torch.empty(2, 2))  # on "meta" it would import torch._dynamo: 1 s
         except (AttributeError, TypeError, ValueError) as error:
             raise ValueError(
                 f"model.init={self.init} draws no weights in torch.nn.init; try xavier_normal or kaiming_normal"
