@@ -80,7 +80,7 @@ def build(cfg: DictConfig, settings: DictConfig) -> Job:
 
     from lth.cell import Cell
     from lth.data import Source
-    from lth.execute import Context
+    from lth.perform import Context
     from lth.store import Store, StoreError, check_writable
     from lth.tickets import Lab, iterative
 
@@ -192,7 +192,7 @@ _executed: dict[str, Executed] = {}  # cell id -> what was executed before the j
 def execute(jobs: list[Job], folders: list[Path], group: str) -> None:
     """Plan and execute the union of some jobs; `main` then finds what became of its own."""
     from lth.cell import execute_cells
-    from lth.execute import Context
+    from lth.perform import Context
     from lth.store import Store
     from lth.tracking import View
 

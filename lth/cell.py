@@ -13,7 +13,9 @@ from pathlib import Path
 from safetensors.torch import save_file
 
 from lth import __version__
-from lth.execute import Context, Failure, Plan, execute, measure_step, plan, value
+from lth.execute import Failure, execute
+from lth.perform import Context, value
+from lth.plan import Plan, measure_step, plan
 from lth.progress import Progress
 from lth.stage import Diverged, Stage, describe, digest
 from lth.store import Store
@@ -103,7 +105,8 @@ def execute_cells(
             if event == "point":
                 for view in watching.get(rest[0], ()):
                     view.point(rest[0], rest[1])
-            elif event == "done":
+            elif event in ("done", "served"):
+                outcome.computed -= {stage.key for stage in rest[0]} if event == "served" else set()
                 for stage in rest[0]:
                     if stage.key in watching:
                         numbers = result_of(stage, store)

@@ -4,10 +4,13 @@
     work/<key>.<step>/         the same: checkpoints of trainings in flight
     bad/                       entries that failed verification, set aside
     tmp/                       entries being written; a killed writer leaves its folder here
+    leases/<unit>              who computes what now
 
 Commit: write every file into a folder of its own under tmp/, fsync each, write the manifest (SHA-256 and size of every
 file, and its own SHA-256) last, fsync the folder, rename the folder into place, fsync the parent. A reader sees a whole
 entry or none. Tensors are safetensors, the rest is JSON; nothing here can execute code.
+
+Leases save work and nothing else: two owners of one unit would commit the same bytes, and the first commit stands.
 """
 
 import errno
@@ -22,11 +25,14 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+from filelock import SoftFileLease
 from safetensors.torch import load, save
 
 from lth.stage import Diverged, Stage, canonical, digest
 
 log = logging.getLogger("lth")
+
+LEASE_SECONDS = 30.0  # a lease whose owner has been silent for so long is taken over; a dead process's at once
 
 
 class StoreError(Exception):
@@ -115,6 +121,20 @@ class Store:
     def _checkpoints(self, key: str) -> list[Path]:
         return sorted((self.root / "work").glob(f"{_checked(key)}.*"))
 
+    # Leases
+
+    def lease(self, unit: str) -> SoftFileLease:
+        """The lease of a unit of work, not taken yet: `acquire(blocking=False)` raises filelock.Timeout while another
+        process has it, on this machine or on another one that sees the store. Its owner's heart beats until `release`.
+        Without flock, which does not exclude over NFS.
+        """
+        place = self.root / "leases" / _checked(unit)
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(f"cannot write {place}: {error.strerror}; mend that, run again") from error
+        return SoftFileLease(place, lease_duration=LEASE_SECONDS)
+
     # Files
 
     def _write(self, place: Path, parts: tuple[dict, dict], about: dict) -> None:
@@ -136,7 +156,10 @@ class Store:
                     file.flush()
                     os.fsync(file.fileno())
             _sync(folder)
-            place.parent.mkdir(parents=True, exist_ok=True)
+            if not place.parent.is_dir():
+                place.parent.mkdir(parents=True, exist_ok=True)
+                for made in (place.parent.parent, self.root):  # their own names, too, are to outlive a power cut
+                    _sync(made)
             try:
                 folder.rename(place)
             except OSError:

@@ -22,7 +22,7 @@ from torch.nn.functional import cross_entropy
 from lth.data import Data, Source, Split
 from lth.mask import Mask
 from lth.recipe import Recipe
-from lth.stage import Numbers, Stage, task
+from lth.stage import Numbers, Stage, describe, digest, task
 
 
 @dataclass(frozen=True)
@@ -256,3 +256,8 @@ class Run:
     def result(self) -> Stage:
         """Stage of Numbers: test accuracy at the end and at the early stop, validation, the curve."""
         return result(run=self)
+
+
+def unit_of(stage: Stage) -> str:
+    """Name of the unit of work that a stage belongs to: all stages of one run are one unit, any other is its own."""
+    return digest(describe(stage.inputs["run"])) if "run" in stage.inputs else stage.key

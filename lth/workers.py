@@ -5,6 +5,7 @@ import multiprocessing
 import multiprocessing.connection
 import multiprocessing.forkserver
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -63,10 +64,12 @@ class Pool:
         with contextlib.suppress(OSError):  # where it died idle, events() finds out
             pipe.send((unit, stages))
 
-    def events(self) -> list[tuple]:
-        """What the workers said since, waiting up to a second for the first word."""
+    def events(self, seconds: float) -> list[tuple]:
+        """What the workers said since, waiting up to some seconds for the first word."""
         found = []
-        for pipe in multiprocessing.connection.wait(list(self.busy), timeout=1.0):
+        if not self.busy:
+            time.sleep(seconds)
+        for pipe in multiprocessing.connection.wait(list(self.busy), timeout=seconds):
             unit, process = self.busy[pipe]
             try:
                 message = pipe.recv()  # type: ignore[union-attr]

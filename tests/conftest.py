@@ -11,9 +11,11 @@ from lth.branch.random_mask import RandomMask
 from lth.branch.random_reinit import RandomReinit
 from lth.criterion.magnitude import Magnitude
 from lth.data import Data, Source, Split, split
-from lth.execute import Context, execute, plan
+from lth.execute import execute
 from lth.model.mlp import Mlp
 from lth.pattern.unstructured import Unstructured
+from lth.perform import Context
+from lth.plan import plan
 from lth.prune.iterative import Iterative
 from lth.recipe import Recipe
 from lth.rewind.init import Init

@@ -18,9 +18,9 @@ from conftest import Bench, blobs
 from torch import nn
 
 import main
-from lth.execute import value
 from lth.mask import Mask, prunable
 from lth.model.mlp import Mlp
+from lth.perform import value
 from lth.recipe import Recipe
 from lth.rewind.late import Late
 from lth.stage import canonical, describe, task

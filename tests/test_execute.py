@@ -13,15 +13,18 @@ import pytest
 import torch
 from conftest import Bench
 
-import lth.execute
+import lth.perform
 import lth.train
-from lth.execute import Context, Failure, perform, plan, unit_of
+from lth.execute import Failure
+from lth.perform import Context, perform
+from lth.plan import plan
 from lth.prune.iterative import Iterative
 from lth.recipe import Recipe
 from lth.rewind.early import Early
 from lth.rewind.none import Keep
 from lth.stage import Diverged
 from lth.store import Store
+from lth.train import unit_of
 
 
 def runs(bench: Bench, sparsity: float, replicates: int = 1):
@@ -273,7 +276,7 @@ def states(bench: Bench, level: int, branch: str):
     """(start, mask, final) of one training, executed."""
     training = next(t for t in bench.trainings() if (t.level, t.branch) == (level, branch))
     bench.run(bench.trainings(), also=[training.run.end])
-    see = lambda stage: lth.execute.value(stage, bench.store, bench.context)  # noqa: E731
+    see = lambda stage: lth.perform.value(stage, bench.store, bench.context)  # noqa: E731
     return see(training.run.start), see(training.run.mask), see(training.run.end)
 
 

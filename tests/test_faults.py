@@ -1,7 +1,7 @@
 """Faults: what raises, dies, is killed or interrupted costs itself alone, and the same command again goes on.
 
 A fault is put into a process from outside: a sitecustomize.py on PYTHONPATH, which every Python process of a command
-reads before its first line, wraps the training loop of lth.execute. A folder named in LTH_FAULTS says what to do, so
+reads before its first line, wraps the training loop of lth.perform. A folder named in LTH_FAULTS says what to do, so
 that the cause can be taken away and the same command be given again.
 """
 
@@ -21,7 +21,7 @@ import pytest
 from test_main import NUM_TOTAL, SMALL, Ran, lines, run, run_here, science
 from test_main import start as begin
 
-import lth.execute
+import lth.perform
 from lth.mask import num_kept
 
 # Files in $LTH_FAULTS: <fault>_<number of weights that the network keeps>; "once" is gone when it has killed.
@@ -46,7 +46,7 @@ def faulty(train):
 class Finder:
     @staticmethod
     def find_spec(name, path=None, target=None):
-        if name != "lth.execute":
+        if name != "lth.perform":
             return None
         sys.meta_path.remove(Finder)
         spec = importlib.util.find_spec(name)
@@ -185,14 +185,14 @@ def test_a_failed_job_says_how_to_go_on(tmp_path):
     """A single job whose level 2 raises: exit 1, the rows there are, one line of ours with the command, which then does
     only what is missing, also where keep=tickets forgets states."""
     words = f"prune.sparsity=0.488 replicates=1 branch=[] keep=tickets hydra.run.dir=job {SMALL}"
-    bad, train = num_kept(0.36, NUM_TOTAL), lth.execute.train
+    bad, train = num_kept(0.36, NUM_TOTAL), lth.perform.train
 
     def faulty(model, start, mask, *rest):
         if mask is not None and mask.num_kept == bad:
             raise RuntimeError("out of luck")
         return train(model, start, mask, *rest)
 
-    with patch("lth.execute.train", faulty):
+    with patch("lth.perform.train", faulty):
         ran = run_here(words, tmp_path)
     assert ran.code == 1 and ran.plan == (4, 4, 0, 0)
     assert [row["level"] for row in ran.rows("job")] == [0, 1]
@@ -227,14 +227,14 @@ def test_killed_in_the_middle_and_resumed(tmp_path, workers):
     assert not (killed / "job" / "rows.jsonl").exists()
     # Killed between a checkpoint and the removal of the one before it, a training has both
     reached = {path.name[:-12]: int(path.name[-12:]) for path in sorted((store / "work").iterdir())}
-    began, train = [], lth.execute.train
+    began, train = [], lth.perform.train
     assert reached
 
     def watched(model, start, *rest):
         began.append(start.step)
         return train(model, start, *rest)
 
-    with patch("lth.execute.train", watched):
+    with patch("lth.perform.train", watched):
         resumed = run_here(words, killed)
     assert resumed.code == 0 and resumed.plan[1] > 0
     # Each went on from where it was, the others from 0
@@ -286,7 +286,7 @@ def processor_seconds(pid: int) -> tuple[bool, float]:
 def test_interrupt_prints_the_command_that_goes_on(tmp_path):
     """Ctrl-C in the middle of a training: exit 130, one line on stderr; the command in it finishes the work."""
     words = f"-m prune.sparsity=0.2,0.36 replicates=1 checkpoint_seconds=0 hydra.sweep.dir=sweep {SMALL}"
-    train, calls = lth.execute.train, []
+    train, calls = lth.perform.train, []
 
     def interrupted(*args):
         calls.append(args)
@@ -295,7 +295,7 @@ def test_interrupt_prints_the_command_that_goes_on(tmp_path):
             if len(calls) > 4 and item[0] >= 40:  # past the plan's own measurement, and in the third training
                 raise KeyboardInterrupt
 
-    with patch("lth.execute.train", interrupted):
+    with patch("lth.perform.train", interrupted):
         ran = run_here(words, tmp_path)
     assert ran.code == 130
     assert len(ran.err.splitlines()) == 1

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lth.criterion.random import Random
-from lth.execute import value
 from lth.pattern.unstructured import Unstructured
+from lth.perform import value
 from lth.recipe import Cosine, Recipe, Step
 from lth.rewind.early import Early
 from lth.stage import Numbers, Stage, canonical, describe, digest, substitute, task

@@ -530,7 +530,8 @@ def test_every_file_is_flushed_before_it_is_named(store, monkeypatch):
     entry = place(store, stage.key)
     before, after = events[: events.index("rename")], events[events.index("rename") + 1 :]
     assert set(before) >= {path.stat().st_ino for path in (*(entry / name for name in FILES), entry)}
-    assert before.index((entry / "manifest.json").stat().st_ino) == len(before) - 2  # last but the folder
+    assert before.index((entry / "manifest.json").stat().st_ino) == before.index(entry.stat().st_ino) - 1  # the last
+    assert set(before) >= {path.stat().st_ino for path in (entry.parent.parent, store.root)}  # they name new folders
     assert entry.parent.stat().st_ino in after
 
 

@@ -9,7 +9,7 @@ from conftest import Bench, blobs
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-import lth.execute
+import lth.perform
 import lth.train
 from lth.data import Data
 from lth.mask import Mask
@@ -307,5 +307,5 @@ def test_building_draws_from_no_global_generator(bench: Bench):
     ticket = bench.trainings(0.2)[1].ticket
     assert ticket is not None
     dense = next(stage for stage in ticket.mask.parents() if not stage.task.stored)
-    lth.execute.value(dense, bench.store, bench.context)
+    lth.perform.value(dense, bench.store, bench.context)
     assert torch.equal(torch.get_rng_state(), before)

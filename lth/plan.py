@@ -1,0 +1,111 @@
+"""The plan: what of a graph is missing in the store, and in which units of work it will be computed.
+
+A stage whose consumers are all stored is not needed, and not asked for.
+"""
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import torch
+
+from lth.mask import Mask
+from lth.perform import Context
+from lth.stage import Stage
+from lth.store import Store
+from lth.train import Run, TrainState, train, unit_of
+
+
+@dataclass
+class Plan:
+    """What is missing. units: name -> its missing stages; needs: name -> the missing units that it waits for."""
+
+    units: dict[str, list[Stage]] = field(default_factory=dict)
+    needs: dict[str, set[str]] = field(default_factory=dict)
+    asked: int = 0
+    unique: int = 0
+    stored: int = 0
+
+    @property
+    def trainings(self) -> list[Run]:
+        """The runs to train, in the order of the plan."""
+        return [stages[0].inputs["run"] for stages in self.units.values() if "run" in stages[0].inputs]
+
+    @property
+    def num_states(self) -> int:
+        """Number of states that will be written."""
+        return sum(stage.task.value is TrainState for stages in self.units.values() for stage in stages)
+
+    def __str__(self) -> str:
+        shared = self.asked - self.unique
+        return f"{self.asked} trainings asked, {len(self.trainings)} to do, {shared} shared, {self.stored} stored"
+
+
+def plan(cells: Iterable[Iterable[Run]], store: Store, also: Iterable[Stage] = (), along: Iterable[Stage] = ()) -> Plan:
+    """What must be computed for the results of every run of every cell, and for the stages of `also`.
+
+    A stage that is stored (and found good) is not opened up: what lies behind it is not needed. `along`: states that
+    are worth keeping if their runs are trained anyway, so that a later study can go on from them.
+    """
+    result, runs = Plan(), [run for cell in cells for run in cell]
+    result.asked = len(runs)
+    targets = {run.result.key: run.result for run in runs}
+    result.unique = len(targets)
+    unit_names: dict[str, str | None] = {}  # stage key -> its unit, None where nothing is missing
+
+    def visit(target: Stage) -> None:
+        # depth first without recursion: a chain of a hundred levels is deeper than Python's stack likes
+        path = [target]
+        while path:
+            stage = path[-1]
+            if stage.key in unit_names:
+                path.pop()
+                continue
+            if stage.task.stored and store.holds(stage.key):
+                unit_names[stage.key] = None
+                continue
+            waiting = [parent for parent in stage.parents() if parent.key not in unit_names]
+            if waiting:
+                path += waiting
+                continue
+            if stage.task.stored:
+                unit = unit_of(stage)
+                result.units.setdefault(unit, []).append(stage)
+                result.needs.setdefault(unit, set()).update(_missing(stage, unit_names) - {unit})
+                unit_names[stage.key] = unit
+            else:
+                unit_names[stage.key] = None
+
+    for stage in [*targets.values(), *also]:
+        visit(stage)
+    for stage in along:
+        if stage.key not in unit_names and unit_of(stage) in result.units:
+            visit(stage)
+    result.stored = sum(unit_names[key] is None for key in targets)
+    return result
+
+
+def _missing(stage: Stage, unit_names: dict[str, str | None]) -> set[str]:
+    """Units that a stage waits for: those of its inputs, seen through the ones that are not stored."""
+    units = set()
+    for parent in stage.parents():
+        if not parent.task.stored:
+            units |= _missing(parent, unit_names)
+        elif (unit := unit_names[parent.key]) is not None:
+            units.add(unit)
+    return units
+
+
+def measure_step(run: Run, context: Context) -> tuple[float, int]:
+    """(seconds a step, bytes of a state) of a run's kind, measured on a fresh network: what the plan estimates with."""
+    torch.set_num_threads(1)
+    data, model = context.data(run.data), context.model(run.model, run.data)
+    mask = Mask.dense(model)
+    start, state = TrainState.of(model), None
+    for num_steps in (3, 10):  # the first ones warm up
+        started = time.perf_counter()
+        for _, state, _ in train(model, start, mask, run.recipe, data, 0, num_steps):
+            pass
+        seconds = (time.perf_counter() - started) / num_steps
+    tensors = state().pack()[0] if state else {}
+    return seconds, sum(tensor.nbytes for tensor in tensors.values())
