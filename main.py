@@ -336,6 +336,12 @@ def refuse(message: str) -> NoReturn:
     raise SystemExit(2)
 
 
+def fail(error: Exception) -> NoReturn:
+    """One line on stderr: what failed, and the command that goes on; exit 1."""
+    print(f"{error}; this runs what is missing: python {shlex.join(sys.argv)}", file=sys.stderr)
+    raise SystemExit(1)
+
+
 # What Hydra writes for a sweep before its cells can be checked, and what was there before
 _made: dict[Path, bytes | None] = {}
 
@@ -366,10 +372,9 @@ def command() -> int:
             refuse(str(error))
         if isinstance(error, HydraException | OmegaConfBaseException) or "Config group override must" in str(error):
             refuse(explain(error))
-        if not isinstance(error, CellError):
-            raise
-        print(f"{error}; this runs what is missing: python {shlex.join(sys.argv)}", file=sys.stderr)
-        return 1
+        if isinstance(error, CellError):
+            fail(error)
+        raise
     return 0
 
 

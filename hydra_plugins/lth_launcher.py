@@ -112,6 +112,9 @@ class Report(Callback):
             main.refuse(str(error))
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        import main
+        from lth.cell import CellError
+
         folder = Path(config.hydra.runtime.output_dir)
         failure = folder / "failure.json"
         if job_return.status == JobStatus.FAILED:
@@ -130,6 +133,9 @@ class Report(Callback):
             from lth.report import report
 
             report(folder)
+            error = job_return._return_value
+            if job_return.status == JobStatus.FAILED and isinstance(error, CellError):
+                main.fail(error)  # SystemExit, before Hydra says it in two lines of its own
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         from lth.report import report

@@ -197,8 +197,8 @@ def test_a_failed_job_says_how_to_go_on(tmp_path):
     assert ran.code == 1 and ran.plan == (4, 4, 0, 0)
     assert [row["level"] for row in ran.rows("job")] == [0, 1]
     assert "out of luck" in ran.out and "Traceback" not in ran.err + ran.out
-    said = [line for line in ran.err.splitlines() if "python" in line]
-    assert len(said) == 1 and "hydra.run.dir=job" in said[0]
+    (said,) = ran.err.splitlines()
+    assert "python" in said and "hydra.run.dir=job" in said
     again = run_here(words, tmp_path)
     assert again.code == 0 and again.plan == (4, 2, 0, 2)
     assert not (tmp_path / "job" / "failure.json").exists()
