@@ -78,6 +78,7 @@ def build(cfg: DictConfig, settings: DictConfig) -> Job:
         raise InputError(f"keep={config['keep']} is not one of: all, tickets")
     check_targets(config)
 
+    from lth.branch import chosen_levels
     from lth.cell import Cell
     from lth.data import Source
     from lth.perform import Context
@@ -85,7 +86,9 @@ def build(cfg: DictConfig, settings: DictConfig) -> Job:
     from lth.tickets import Lab, iterative
 
     device, wandb, dataset, model, criterion, pattern, prune, rewind, recipe = (_make(config[g], g) for g in GROUPS)
-    branches = {name: _make(node, f"branch.{name}") for name, node in (config.get("branch") or {}).items()}
+    named = dict(config.get("branch") or {})
+    levels = named.pop("levels", "all")
+    branches = {name: _make(node, f"branch.{name}") for name, node in named.items()}
     try:
         check_writable(Path(config["store"]), "store")
         check_writable(
@@ -95,27 +98,27 @@ def build(cfg: DictConfig, settings: DictConfig) -> Job:
         source = Source(dataset, data.digest, len(data.train.y), data.input_shape, data.num_classes)
         context = Context(device.name, {source.digest: data})
         recipe = recipe.on(source.num_train)
-        trainings = []
+        sparsities, entries = prune(), []
         for replicate in range(config["replicates"]):
-            lab = Lab(model, source, recipe, device.kind, config["seed"], replicate)
-            trainings += iterative(lab, prune(), criterion, pattern, rewind, branches)
-        trainings.sort(key=lambda training: training.level)  # stable: level, replicate, branch, as they are computed
+            lab = Lab(model, source, recipe, criterion, pattern, rewind, device.kind, config["seed"], replicate)
+            entries += iterative(lab, sparsities, branches, chosen_levels(levels, sparsities))
+        entries.sort(key=lambda entry: entry.level)  # stable: level, replicate, branch, as they are computed
     except (ValueError, StoreError) as error:
         raise InputError(_first_line(error)) from error
 
     def rehearse() -> None:
         store = Store(config["store"])
-        if all(store.present(training.run.result.key) for training in trainings):
+        if all(store.present(entry.stage.key) for entry in entries):
             return
         try:
             recipe.check_optimizer()
-            _check_pattern(pattern, context.model(model, source), [0.0, *prune()][-1])
+            _check_pattern(pattern, context.model(model, source), [0.0, *sparsities][-1])
         except ValueError as error:
             raise InputError(_first_line(error)) from error
 
     index = 0 if OmegaConf.is_missing(settings.job, "num") else settings.job.num or 0
     overrides, keep_states = list(settings.overrides.task), config["keep"] == "all"
-    cell = Cell(config["study"], index, overrides, trainings, config["save_tickets"], keep_states)
+    cell = Cell(config["study"], index, overrides, entries, config["save_tickets"], keep_states)
     tags = [str(settings.runtime.choices.get(group)) for group in ("dataset", "model", "criterion", "rewind")]
     return Job(cell, context, device, wandb, config, tags, rehearse)
 

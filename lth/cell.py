@@ -19,7 +19,7 @@ from lth.plan import Plan, measure_step, plan
 from lth.progress import Progress
 from lth.stage import Diverged, Stage, describe, digest
 from lth.store import Store
-from lth.tickets import Training
+from lth.tickets import Entry
 from lth.tracking import View, write_rows
 
 
@@ -30,36 +30,50 @@ class Cell:
     study: str
     index: int
     overrides: list[str]
-    trainings: list[Training]
+    entries: list[Entry]
     save_tickets: bool = False
     keep_states: bool = True
 
     @cached_property
     def id(self) -> str:
         """Deterministic name: 16 digits of the hash of the results it asks for, and of how they were asked for."""
-        return digest([self.study, self.overrides, [training.run.result.key for training in self.trainings]])[:16]
+        return digest([self.study, self.overrides, [entry.stage.key for entry in self.entries]])[:16]
 
     @property
-    def tickets(self) -> list[Training]:
+    def tickets(self) -> list[Entry]:
         """The ticket of each replicate at the last level."""
-        last = max(training.level for training in self.trainings)
-        return [t for t in self.trainings if t.branch == "ticket" and t.level == last]
+        last = max(entry.level for entry in self.entries)
+        return [entry for entry in self.entries if entry.ticket and entry.level == last]
 
     def targets(self) -> list[Stage]:
-        """Stages that must be stored beside the results."""
-        tickets = [t.ticket for t in self.tickets if t.ticket and self.save_tickets]
-        return [stage for ticket in tickets for stage in (ticket.mask, *ticket.start.parents())]
+        """Stages that must be stored beside those of the rows."""
+        tickets = [entry.ticket for entry in self.tickets if entry.ticket and self.save_tickets]
+        return [stage for ticket in tickets for stage in (ticket.mask, *stored(ticket.start))]
 
     def along(self) -> list[Stage]:
         """States from which a sparser study goes on: the ends of the chain's trainings."""
-        return [t.run.end for t in self.trainings if t.branch in ("dense", "ticket")] if self.keep_states else []
+        chain = [entry.run for entry in self.entries if entry.run and entry.branch in ("dense", "ticket")]
+        return [run.end for run in chain] if self.keep_states else []
 
     def labels(self) -> list[tuple[str, dict]]:
-        """(result key, labels) of each training, in the order in which a view shows them."""
+        """(stage key, labels) of each row, in the order in which a view shows them."""
         return [
-            (t.run.result.key, {"replicate": t.replicate, "level": t.level, "branch": t.branch, "sparsity": t.sparsity})
-            for t in self.trainings
+            (
+                entry.stage.key,
+                {
+                    "replicate": entry.replicate,
+                    "level": entry.level,
+                    "branch": f"{entry.branch}_of_{entry.of}" if entry.of else entry.branch,
+                    "sparsity": entry.sparsity,
+                },
+            )
+            for entry in self.entries
         ]
+
+
+def stored(stage: Stage) -> list[Stage]:
+    """The stage itself if its value is stored, else the stored ones that it is computed from."""
+    return [stage] if stage.task.stored else [found for parent in stage.parents() for found in stored(parent)]
 
 
 @dataclass
@@ -84,7 +98,7 @@ def execute_cells(
     announce: Callable[[str], None] = print,
 ) -> Outcome:
     """Plan the union of the cells, print the plan, compute what is missing, and show it live in each cell's view."""
-    asked = [[training.run for training in cell.trainings] for cell in cells]
+    asked = [[entry.stage for entry in cell.entries] for cell in cells]
     also, along = ([s for cell in cells for s in stages(cell)] for stages in (Cell.targets, Cell.along))
     todo = plan(asked, store, also, along)
     studies = ", ".join(dict.fromkeys(cell.study for cell in cells))
@@ -95,9 +109,9 @@ def execute_cells(
     labels: dict[str, str] = {}
     watching: dict[str, list[View]] = {}
     for cell, view in zip(cells, views, strict=True):
-        for training in cell.trainings:
-            labels.setdefault(training.run.result.key, str(training))
-            watching.setdefault(training.run.result.key, []).append(view)
+        for entry in cell.entries:
+            labels.setdefault(entry.stage.key, str(entry))
+            watching.setdefault(entry.stage.key, []).append(view)
     with Progress(len(todo.trainings), labels) as progress:
 
         def tell(event: str, *rest) -> None:
@@ -111,7 +125,7 @@ def execute_cells(
                     if stage.key in watching:
                         numbers = result_of(stage, store)
                         for view in watching[stage.key]:
-                            view.trained(stage.key, numbers["curve"], numbers)
+                            view.trained(stage.key, numbers.get("curve", []), numbers)
 
         outcome.failures = execute(todo, store, context, workers, tell, checkpoint_seconds)
     return outcome
@@ -132,12 +146,11 @@ def _estimate(todo: Plan, context: Context, workers: int) -> str:
 
 
 def result_of(stage: Stage, store: Store) -> dict:
-    """The numbers of a run, those of one built on a diverged run being None."""
+    """The numbers of a stage; of one built on a diverged run there is but the step."""
     found = store.read(stage)
     if not isinstance(found, Diverged):
         return found
-    names = ("num_kept", "num_total", "test_accuracy", "test_loss", "val_accuracy", "early_stop_step")
-    return dict.fromkeys([*names, "early_stop_test_accuracy"]) | {"diverged_step": found.step, "curve": []}
+    return {"diverged_step": found.step}
 
 
 def record(cell: Cell, store: Store, outcome: Outcome, folder: Path, view: View) -> list[dict]:
@@ -146,46 +159,57 @@ def record(cell: Cell, store: Store, outcome: Outcome, folder: Path, view: View)
     Raises CellError, after writing what there is, when a training has no result.
     """
     rows, curves, failed = [], [], {}
-    for training in cell.trainings:
-        stage = training.run.result
-        if stage.key in outcome.failures:
-            failed[str(training)] = outcome.failures[stage.key]
+    for entry in cell.entries:
+        if entry.stage.key in outcome.failures:
+            failed[str(entry)] = outcome.failures[entry.stage.key]
             continue
-        numbers, manifest = result_of(stage, store), store.manifest(stage.key)
-        view.trained(stage.key, numbers["curve"], numbers)
-        total = numbers["num_total"]
-        rows.append({
-            "study": cell.study,
-            "cell": cell.index,
-            "overrides": cell.overrides,
-            "replicate": training.replicate,
-            "level": training.level,
-            "branch": training.branch,
-            "sparsity": 1 - numbers["num_kept"] / total if total else training.sparsity,
-            "num_kept": numbers["num_kept"],
-            "num_total": total,
-            "rewind_step": training.rewind_step,
-            "test_accuracy": numbers["test_accuracy"],
-            "test_loss": numbers["test_loss"],
-            "val_accuracy": numbers["val_accuracy"],
-            "early_stop_step": numbers["early_stop_step"],
-            "early_stop_test_accuracy": numbers["early_stop_test_accuracy"],
-            "steps": training.run.num_steps,
-            "diverged_step": numbers["diverged_step"],
-            "seconds": round(manifest["seconds"], 3),
-            "served": "computed" if stage.key in outcome.computed else "stored",
-            "stage": stage.key,
-        })  # fmt: skip
-        labels = {"replicate": training.replicate, "level": training.level, "branch": training.branch}
-        curves.append({"stage": stage.key, **labels, "points": numbers["curve"]})
+        numbers, manifest = result_of(entry.stage, store), store.manifest(entry.stage.key)
+        view.trained(entry.stage.key, numbers.get("curve", []), numbers)
+        served = "computed" if entry.stage.key in outcome.computed else "stored"
+        rows.append(_row(cell, entry, numbers, round(manifest["seconds"], 3), served))
+        labels = {"replicate": entry.replicate, "level": entry.level, "branch": entry.branch}
+        labels |= {"of": entry.of} if entry.of else {}
+        series = {name: value for name, value in numbers.items() if isinstance(value, list)}
+        curves.append({"stage": entry.stage.key, **labels, **series})
     write_rows(folder / "rows.jsonl", rows)
     write_rows(folder / "curves.jsonl", curves)
     if failed:
         first, failure = next(iter(failed.items()))
         if failure.traceback:
             (folder / "traceback.txt").write_text(failure.traceback)
-        raise CellError(f"{len(failed)} of {len(cell.trainings)} trainings failed, first {first}: {failure.cause}")
+        raise CellError(f"{len(failed)} of {len(cell.entries)} rows failed, first {first}: {failure.cause}")
     return rows
+
+
+def _row(cell: Cell, entry: Entry, numbers: dict, seconds: float, served: str) -> dict:
+    """The labels of an entry and its numbers: those of a trained network in a fixed order, those of a measurement as it
+    gives them, behind the name of what it is `of`."""
+    total = numbers.get("num_total")
+    row = {
+        "study": cell.study,
+        "cell": cell.index,
+        "overrides": cell.overrides,
+        "replicate": entry.replicate,
+        "level": entry.level,
+        "branch": entry.branch,
+        "sparsity": 1 - numbers["num_kept"] / total if total else entry.sparsity,
+        "num_kept": numbers.get("num_kept"),
+        "num_total": total,
+        "rewind_step": entry.rewind_step,
+    }
+    if entry.run:
+        names = ("test_accuracy", "test_loss", "val_accuracy", "early_stop_step", "early_stop_test_accuracy")
+        row |= {name: numbers.get(name) for name in names} | {"steps": entry.run.num_steps}
+    else:
+        row |= {"of": entry.of} | {
+            name: n for name, n in numbers.items() if not isinstance(n, list) and name not in row
+        }
+    return row | {
+        "diverged_step": numbers.get("diverged_step"),
+        "seconds": seconds,
+        "served": served,
+        "stage": entry.stage.key,
+    }
 
 
 def save_tickets(cell: Cell, store: Store, context: Context, folder: Path) -> list[Path]:
@@ -193,14 +217,14 @@ def save_tickets(cell: Cell, store: Store, context: Context, folder: Path) -> li
     "params:<name>" and "buffers:<name>" (the weights it starts from, the removed ones zero), and a JSON card beside it.
     """
     files = []
-    for training in cell.tickets:
-        if training.ticket is None:
+    for entry in cell.tickets:
+        if entry.ticket is None or entry.run is None:
             continue
-        mask, start = (value(stage, store, context) for stage in (training.ticket.mask, training.ticket.start))
+        mask, start = (value(stage, store, context) for stage in (entry.ticket.mask, entry.ticket.start))
         params = {name: tensor.clone() for name, tensor in start.params.items()}
         mask.apply_(params)
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"replicate_{training.replicate}.safetensors"
+        path = folder / f"replicate_{entry.replicate}.safetensors"
         tensors = {f"mask:{name}": kept.byte() for name, kept in mask.items()}
         tensors |= {f"params:{name}": tensor for name, tensor in params.items()}
         tensors |= {f"buffers:{name}": tensor for name, tensor in start.buffers.items()}
@@ -209,17 +233,17 @@ def save_tickets(cell: Cell, store: Store, context: Context, folder: Path) -> li
             "lth": __version__,
             "study": cell.study,
             "overrides": cell.overrides,
-            "replicate": training.replicate,
-            "level": training.level,
+            "replicate": entry.replicate,
+            "level": entry.level,
             "sparsity": mask.sparsity,
             "num_kept": mask.num_kept,
             "num_total": mask.num_total,
-            "rewind_step": training.rewind_step,
-            "test_accuracy": result_of(training.run.result, store)["test_accuracy"],
-            "model": describe(training.run.model),
-            "data": describe(training.run.data),
-            "recipe": describe(training.run.recipe),
-            "stage": training.run.result.key,
+            "rewind_step": entry.rewind_step,
+            "test_accuracy": result_of(entry.stage, store).get("test_accuracy"),
+            "model": describe(entry.run.model),
+            "data": describe(entry.run.data),
+            "recipe": describe(entry.run.recipe),
+            "stage": entry.stage.key,
         }
         path.with_suffix(".json").write_text(json.dumps(card, indent=2) + "\n")
         files += [path, path.with_suffix(".json")]
@@ -231,7 +255,6 @@ def drop_states(cells: Iterable[Cell], store: Store) -> None:
     start states, numbers and curves stay. They can be made again, at the price of their training, when a later command
     builds on them."""
     cells = list(cells)
-    starts = [t.ticket.start for cell in cells for t in cell.tickets if t.ticket]
-    kept = {parent.key for start in starts for parent in start.parents()}
-    for key in {training.run.end.key for cell in cells for training in cell.trainings} - kept:
+    kept = {stage.key for cell in cells for t in cell.tickets if t.ticket for stage in stored(t.ticket.start)}
+    for key in {entry.run.end.key for cell in cells for entry in cell.entries if entry.run} - kept:
         store.drop(key)

@@ -24,7 +24,6 @@ class Plan:
     needs: dict[str, set[str]] = field(default_factory=dict)
     asked: int = 0
     unique: int = 0
-    stored: int = 0
 
     @property
     def trainings(self) -> list[Run]:
@@ -36,21 +35,30 @@ class Plan:
         """Number of states that will be written."""
         return sum(stage.task.value is TrainState for stages in self.units.values() for stage in stages)
 
+    @property
+    def stored(self) -> int:
+        """Trainings that need not be done."""
+        return self.unique - len(self.trainings)
+
     def __str__(self) -> str:
         shared = self.asked - self.unique
         return f"{self.asked} trainings asked, {len(self.trainings)} to do, {shared} shared, {self.stored} stored"
 
 
-def plan(cells: Iterable[Iterable[Run]], store: Store, also: Iterable[Stage] = (), along: Iterable[Stage] = ()) -> Plan:
-    """What must be computed for the results of every run of every cell, and for the stages of `also`.
+def plan(
+    cells: Iterable[Iterable[Stage]], store: Store, also: Iterable[Stage] = (), along: Iterable[Stage] = ()
+) -> Plan:
+    """What must be computed for the stages that each cell asks for, and for those of `also`.
+
+    asked: the trainings behind the stages of each cell, all cells together. A training that several cells ask for is
+    done once and shared; one that nothing missing needs is stored.
 
     A stage that is stored (and found good) is not opened up: what lies behind it is not needed. `along`: states that
     are worth keeping if their runs are trained anyway, so that a later study can go on from them.
     """
-    result, runs = Plan(), [run for cell in cells for run in cell]
-    result.asked = len(runs)
-    targets = {run.result.key: run.result for run in runs}
-    result.unique = len(targets)
+    result, cells = Plan(), [list(cell) for cell in cells]
+    behind = [_trainings(cell) for cell in cells]
+    result.asked, result.unique = sum(map(len, behind)), len(set().union(*behind))
     unit_names: dict[str, str | None] = {}  # stage key -> its unit, None where nothing is missing
 
     def visit(target: Stage) -> None:
@@ -76,13 +84,24 @@ def plan(cells: Iterable[Iterable[Run]], store: Store, also: Iterable[Stage] = (
             else:
                 unit_names[stage.key] = None
 
-    for stage in [*targets.values(), *also]:
+    for stage in [*(stage for cell in cells for stage in cell), *also]:
         visit(stage)
     for stage in along:
         if stage.key not in unit_names and unit_of(stage) in result.units:
             visit(stage)
-    result.stored = sum(unit_names[key] is None for key in targets)
     return result
+
+
+def _trainings(stages: Iterable[Stage]) -> set[str]:
+    """Units of all the runs on the way to some stages."""
+    found, seen, path = set(), set(), list(stages)
+    while path:
+        stage = path.pop()
+        if stage.key not in seen:
+            seen.add(stage.key)
+            found |= {unit_of(stage)} if "run" in stage.inputs else set()
+            path += stage.parents()
+    return found
 
 
 def _missing(stage: Stage, unit_names: dict[str, str | None]) -> set[str]:

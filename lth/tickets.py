@@ -7,7 +7,7 @@
    creating the ticket f(x; m * theta). Train it; repeat from 3.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,37 +23,56 @@ from lth.train import Run, TrainState, load
 
 @dataclass(frozen=True)
 class Ticket:
-    """A mask and the state it starts from. Trained alone, it is what the hypothesis is about."""
+    """A mask and the state it starts from. Trained alone, it is what the hypothesis is about.
+
+    level, sparsity: its place in the chain. mask: Stage of a Mask. start: Stage of the TrainState it restarts from, at
+    rewind_step of the schedule; num_steps: how long it is trained. dense: the dense run of its replicate. pruned: Stage
+    of the trained state that its mask was drawn from.
+    """
 
     level: int
+    sparsity: float
     mask: Stage
     start: Stage
+    rewind_step: int
     num_steps: int
+    dense: Run
+    pruned: Stage
 
 
 @dataclass(frozen=True)
-class Training:
-    """One trained network of a study, with its labels: what becomes a row."""
+class Entry:
+    """What becomes a row: the numbers of a trained network, or of a measurement, with their labels.
+
+    stage: Stage of Numbers. run: the trained network; None for a measurement, which says `of` which networks it is.
+    ticket: of a trained ticket.
+    """
 
     replicate: int
     level: int
     branch: str
     sparsity: float
-    run: Run
     rewind_step: int
+    stage: Stage
+    of: str | None = None
+    run: Run | None = None
     ticket: Ticket | None = None
 
     def __str__(self) -> str:
-        return f"replicate {self.replicate}, level {self.level}, {self.branch}"
+        of = f" of {self.of}" if self.of else ""
+        return f"replicate {self.replicate}, level {self.level}, {self.branch}{of}"
 
 
 @dataclass(frozen=True)
 class Lab:
-    """One replicate's bench: network, data, recipe, device class, and seeds by name."""
+    """One replicate's bench: network, data, recipe, how it prunes and rewinds, device class, and seeds by name."""
 
     model: Any
     data: Source
     recipe: Recipe
+    criterion: Any
+    pattern: Any
+    rewind: Any
     device: str
     base_seed: int
     replicate: int
@@ -65,34 +84,57 @@ class Lab:
         """Fresh weights, by their name: "init" are the replicate's own."""
         return initialise(model=self.model, data=self.data, seed=self.seed(*names))
 
-    def run(self, start: Stage, mask: Stage | None = None, num_steps: int | None = None) -> Run:
-        """Training from `start` under `mask`, in the replicate's own data order."""
-        steps = int(self.recipe.steps) if num_steps is None else num_steps
-        return Run(start, mask, self.model, self.data, self.recipe, self.seed("order"), steps, self.device)
+    def run(self, start: Stage, mask: Stage | None, num_steps: int, *order: str | int) -> Run:
+        """Training from `start` under `mask` (None: dense), in the replicate's own data order or in a named one."""
+        order_seed = self.seed(*(order or ("order",)))
+        return Run(start, mask, self.model, self.data, self.recipe, order_seed, num_steps, self.device)
+
+    def dense_mask(self) -> Stage:
+        return dense_mask(model=self.model, data=self.data)
+
+    def prune(self, trained: Stage, mask: Stage, sparsity: float, *names: str | int) -> Stage:
+        """The mask inside `mask` that the criterion and the pattern draw from a trained state, with a named seed."""
+        return prune(
+            model=self.model, data=self.data, state=trained, mask=mask, sparsity=sparsity, criterion=self.criterion,
+            pattern=self.pattern, seed=self.seed(*names), batch_size=self.recipe.batch_size, device=self.device,
+        )  # fmt: skip
 
 
 def iterative(
-    lab: Lab, sparsities: list[float], criterion: Any, pattern: Any, rewind: Any, branches: dict[str, Callable]
-) -> Iterator[Training]:
-    """Every training of one replicate: dense, then at each level the ticket and its branches."""
-    k = rewind.step(lab.recipe)
-    dense = lab.run(lab.initialise("init"))
-    yield Training(lab.replicate, 0, "dense", 0.0, dense, 0)
+    lab: Lab, sparsities: list[float], branches: Mapping[str, Callable], levels: Container[int] | None = None
+) -> Iterator[Entry]:
+    """Every row of one replicate: dense, then at each level the ticket and its branches (at all levels, or at some).
 
-    mask, trained = dense_mask(model=lab.model, data=lab.data), dense.end
+    A branch that a level shares with an earlier one, as the dense network in another data order, is there once.
+    """
+    rewind = lab.rewind
+    k, num_steps = rewind.step(lab.recipe), rewind.num_steps(lab.recipe)
+    dense = lab.run(rewind.origin(lab), None, int(lab.recipe.steps))
+    yield Entry(lab.replicate, 0, "dense", 0.0, 0, dense.result, run=dense)
+
+    mask, trained, seen = lab.dense_mask(), dense.end, set()
     for level, sparsity in enumerate(sparsities, start=1):
-        mask = prune(
-            model=lab.model, data=lab.data, state=trained, mask=mask, sparsity=sparsity, criterion=criterion,
-            pattern=pattern, seed=lab.seed("criterion", level), batch_size=lab.recipe.batch_size, device=lab.device,
-        )  # fmt: skip
-        # a rewind that keeps no trained weight does not depend on them, and its key says so
-        start = rewound(rewind=rewind, point=dense.at(k), trained=trained if rewind.from_trained else None)
-        ticket = Ticket(level, mask, start, num_steps=int(lab.recipe.steps) - k)
-        run = lab.run(start, mask, ticket.num_steps)
-        yield Training(lab.replicate, level, "ticket", sparsity, run, k, ticket)
-        for name, branch in branches.items():
-            yield Training(lab.replicate, level, name, sparsity, branch(ticket, lab), k)
+        mask = lab.prune(trained, mask, sparsity, "criterion", level)
+        ticket = Ticket(level, sparsity, mask, rewind(dense, trained), k, num_steps, dense, trained)
+        run = lab.run(ticket.start, mask, num_steps)
+        yield Entry(lab.replicate, level, "ticket", sparsity, k, run.result, run=run, ticket=ticket)
+        for name, branch in branches.items() if levels is None or level in levels else ():
+            for entry in _entries(name, branch(ticket, lab), ticket, lab):
+                if entry.stage.key not in seen:
+                    seen.add(entry.stage.key)
+                    yield entry
         trained = run.end
+
+
+def _entries(name: str, found: Run | Mapping[str, Stage], ticket: Ticket, lab: Lab) -> Iterator[Entry]:
+    """The rows of what a branch returned: a trained network, or measurements by the name of what they are of."""
+    if isinstance(found, Run):
+        level, sparsity = (ticket.level, ticket.sparsity) if found.mask is not None else (0, 0.0)
+        yield Entry(lab.replicate, level, name, sparsity, ticket.rewind_step, found.result, run=found)
+        return
+    for of, stage in found.items():
+        level, sparsity = (0, 0.0) if of == "dense" else (ticket.level, ticket.sparsity)
+        yield Entry(lab.replicate, level, name, sparsity, ticket.rewind_step, stage, of=of)
 
 
 @task(version=1, value=TrainState)
@@ -126,9 +168,3 @@ def prune(
         if not torch.isfinite(scores[name][kept]).all():
             raise ValueError(f"criterion {type(criterion).__name__} gave {name} scores that are not finite")
     return pattern({name: scores[name].detach().cpu() for name in mask}, mask, sparsity)
-
-
-@task(version=1, value=TrainState, stored=False)
-def rewound(context: Any, rewind: Any, point: TrainState, trained: TrainState | None) -> TrainState:
-    """What the survivors restart from: `rewind` chooses among the state at step k and the trained one."""
-    return rewind(point, trained)

@@ -243,6 +243,11 @@ class Run:
     num_steps: int
     device: str
 
+    @cached_property
+    def unit(self) -> str:
+        """Name of the unit of work that all of this run's stages are."""
+        return digest(describe(self))
+
     def at(self, step: int) -> Stage:
         """Stage of the TrainState after `step` of this run's steps; 0 is the start itself."""
         return self.start if step == 0 else state_at(run=self, step=step)
@@ -260,4 +265,4 @@ class Run:
 
 def unit_of(stage: Stage) -> str:
     """Name of the unit of work that a stage belongs to: all stages of one run are one unit, any other is its own."""
-    return digest(describe(stage.inputs["run"])) if "run" in stage.inputs else stage.key
+    return stage.inputs["run"].unit if "run" in stage.inputs else stage.key

@@ -20,7 +20,7 @@ from lth.prune.iterative import Iterative
 from lth.recipe import Recipe
 from lth.rewind.init import Init
 from lth.store import Store
-from lth.tickets import Lab, Training, iterative
+from lth.tickets import Entry, Lab, iterative
 
 torch.set_num_threads(1)
 
@@ -68,25 +68,23 @@ class Bench:
         return Source(Blobs(), data.digest, len(data.train.y), data.input_shape, data.num_classes)
 
     def lab(self, replicate: int = 0) -> Lab:
-        return Lab(self.model, self.source, self.recipe.on(len(self.data.train.y)), "cpu", 0, replicate)
+        recipe = self.recipe.on(len(self.data.train.y))
+        return Lab(self.model, self.source, recipe, self.criterion, self.pattern, self.rewind, "cpu", 0, replicate)
 
-    def trainings(self, sparsity: float = 0.36, replicates: int = 1) -> list[Training]:
+    def trainings(self, sparsity: float = 0.36, replicates: int = 1) -> list[Entry]:
+        levels = Iterative(sparsity)()
         return [
-            training
-            for replicate in range(replicates)
-            for training in iterative(
-                self.lab(replicate), Iterative(sparsity)(), self.criterion, self.pattern, self.rewind, self.branches
-            )
+            entry for replicate in range(replicates) for entry in iterative(self.lab(replicate), levels, self.branches)
         ]
 
-    def run(self, trainings: list[Training], workers: int = 0, tell=lambda *event: None, also=(), **options) -> dict:
+    def run(self, trainings: list[Entry], workers: int = 0, tell=lambda *event: None, also=(), **options) -> dict:
         """Execute what is missing of some trainings; returns the failures."""
-        ends = [training.run.end for training in trainings if training.branch in ("dense", "ticket")]
-        todo = plan([[training.run for training in trainings]], self.store, also, along=ends)
+        ends = [training.run.end for training in trainings if training.branch in ("dense", "ticket") and training.run]
+        todo = plan([[entry.stage for entry in trainings]], self.store, also, along=ends)
         return execute(todo, self.store, self.context, workers, tell, **options)
 
-    def numbers(self, trainings: list[Training]) -> list[dict]:
-        return [self.store.read(training.run.result) for training in trainings]
+    def numbers(self, trainings: list[Entry]) -> list[dict]:
+        return [self.store.read(training.stage) for training in trainings]
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import re
 import socket
 import sys
 import urllib.request
+from itertools import pairwise
 from pathlib import Path
 
 import hydra
@@ -183,17 +184,25 @@ def test_prune(path, sparsity):
 
 
 @pytest.mark.parametrize("path", members("rewind"), ids=names(members("rewind")))
-def test_rewind(path):
-    """A step within training, and a state whose inputs are left as they were."""
-    recipe = Recipe("SGD", 0.1, 20, 200, 10).on(200)
-    assert 0 <= made(path).step(recipe) < 200
-    point, trained = (TrainState(k, {"w": torch.rand(3)}, {}, {"w/m": torch.rand(3)}) for k in (5, 200))
-    before = copy.deepcopy([point, trained])
-    start = made(path)(point, trained)
-    assert isinstance(start, TrainState) and start.step in (5, 200)
-    for state, then in zip((point, trained), before, strict=True):
-        assert torch.equal(state.params["w"], then.params["w"]) and state.step == then.step
-        assert torch.equal(state.optimizer["w/m"], then.optimizer["w/m"])
+def test_rewind(path, bench: Bench):
+    """A step of the schedule, a number of steps to train, and a start that is a state of this replicate: of its dense
+    run, or of the network its mask was drawn from. The stored states stay as they were."""
+    bench.recipe, bench.rewind, bench.branches = Recipe("Adam", 0.01, 20, 120, 60), made(path), {}
+    recipe = bench.lab().recipe
+    k, num_steps = bench.rewind.step(recipe), bench.rewind.num_steps(recipe)
+    assert 0 <= k <= 120 and num_steps >= 1 and (k + num_steps == 120 or k == 120)
+    entries = bench.trainings(0.36)
+    bench.run(entries)
+    before = {p: p.read_bytes() for p in bench.store.root.rglob("value.*")}
+    dense = entries[0].run
+    for parent, entry in pairwise(entries):
+        start = value(entry.run.start, bench.store, bench.context)
+        assert entry.run.num_steps == num_steps and entry.rewind_step == k
+        states = [value(stage, bench.store, bench.context) for stage in (dense.start, parent.run.end)]
+        states += [bench.store.read(dense.at(k))] if k and bench.store.present(dense.at(k).key) else []
+        same = [all(torch.equal(start.params[n], t) for n, t in state.params.items()) for state in states]
+        assert any(same)
+    assert before == {p: p.read_bytes() for p in bench.store.root.rglob("value.*")}
 
 
 def test_late_is_the_floor_of_its_fraction():
@@ -286,7 +295,8 @@ def test_branch_of_an_empty_layer(path, bench: Bench):
     """Where global pruning has taken a whole layer, a branch takes it too."""
     ((_, node),) = yaml.safe_load(path.read_text()).items()
     lab = bench.lab()
-    ticket = Ticket(1, lopsided(), lab.initialise("init"), 40)
+    dense = lab.run(lab.initialise("init"), None, 40)
+    ticket = Ticket(1, 0.9, lopsided(), dense.start, 0, 40, dense, dense.end)
     run = hydra.utils.instantiate(node, _convert_="all")(ticket, lab)
     assert not bench.run([], also=[run.mask] if run.mask.task.stored else [])
     assert value(run.mask, bench.store, bench.context).counts() == {"1.weight": 0, "3.weight": 12}

@@ -21,6 +21,8 @@ from lth.plan import plan
 from lth.prune.iterative import Iterative
 from lth.recipe import Recipe
 from lth.rewind.early import Early
+from lth.rewind.late import Late
+from lth.rewind.learning_rate import LearningRate
 from lth.rewind.none import Keep
 from lth.stage import Diverged
 from lth.store import Store
@@ -28,7 +30,7 @@ from lth.train import unit_of
 
 
 def runs(bench: Bench, sparsity: float, replicates: int = 1):
-    return [training.run for training in bench.trainings(sparsity, replicates)]
+    return [entry.stage for entry in bench.trainings(sparsity, replicates)]
 
 
 def contents(store: Store) -> dict[str, bytes]:
@@ -66,10 +68,10 @@ def test_second_plan_is_empty_and_a_third_sparsity_adds_its_own(bench: Bench):
 def test_rewind_points_cost_one_dense_run(bench: Bench):
     """Four rewind steps: one dense training, whose states on the way are saved in its one pass."""
     rewinds = [Early(k) for k in (0, 5, 10, 20)]
-    cells = [[t.run for t in dataclasses.replace(bench, rewind=r, branches={}).trainings(0.2)] for r in rewinds]
+    cells = [[t.stage for t in dataclasses.replace(bench, rewind=r, branches={}).trainings(0.2)] for r in rewinds]
     todo = plan(cells, bench.store)
     assert len(todo.trainings) == 1 + len(rewinds)
-    dense = todo.units[unit_of(cells[0][0].result)]
+    dense = todo.units[unit_of(cells[0][0])]
     assert sorted(stage.inputs.get("step", -1) for stage in dense) == [-1, 5, 10, 20, 40]
 
 
@@ -78,8 +80,8 @@ def test_plan_puts_inputs_before_consumers(bench: Bench):
     steep = dataclasses.replace(bench, branches={}, model=type(bench.model)([100, 100]))
     deep = [Iterative(0.999, 0.005)()]
     assert len(deep[0]) > 1000
-    chain = lth.tickets.iterative(steep.lab(), deep[0], bench.criterion, bench.pattern, bench.rewind, {})
-    todo = plan([[training.run for training in chain]], bench.store)
+    chain = lth.tickets.iterative(steep.lab(), deep[0], {})
+    todo = plan([[entry.stage for entry in chain]], bench.store)
     seen: set[str] = set()
     for unit, needs in todo.needs.items():
         assert needs <= seen
@@ -253,7 +255,7 @@ def test_bad_entry_is_computed_again(bench: Bench):
     victim = next(path for path in before if trainings[3].run.result.key in path)
     path = bench.store.root / victim
     path.write_bytes(path.read_bytes()[:-1])
-    todo = plan([[t.run for t in trainings]], bench.store)
+    todo = plan([[t.stage for t in trainings]], bench.store)
     assert len(todo.trainings) == 1
     assert not bench.run(trainings)
     assert contents(bench.store) == before
@@ -295,10 +297,33 @@ def test_ticket_is_the_papers(bench: Bench):
 
 
 def test_early_at_zero_is_init(bench: Bench):
-    """Rewinding to step 0 is rewinding to the initial weights: the same numbers, and the same state bit for bit."""
-    zero = dataclasses.replace(bench, rewind=Early("0it"))
-    assert _numbers(zero) == _numbers(bench)
-    assert states(zero, 1, "ticket")[0].params.keys() == states(bench, 1, "ticket")[0].params.keys()
+    """Rewinding to step 0 is rewinding to the initial weights, bit for bit and stage for stage: nothing is left to
+    train. So it is where the moments are reset, since there are none."""
+    numbers = _numbers(bench)
+    for zero in (Early("0it"), Early(0, "reset"), Late(0.0)):
+        same = dataclasses.replace(bench, rewind=zero)
+        assert not plan([runs(same, 0.36)], bench.store).units
+        assert _numbers(same) == numbers
+
+
+def test_learning_rate_rewinding_and_fine_tuning_start_alike(bench: Bench):
+    """Both start from the trained weights, bit for bit; one replays the schedule from k, with the minibatches of k on,
+    the other trains on past its end. Moments are the trained network's, or none."""
+    schedule = lth.recipe.Step([30])
+    bench.recipe = Recipe("SGD", 0.1, 20, 40, 10, schedule=schedule, options={"momentum": 0.9})
+    starts = {}
+    for rewind in (LearningRate("10it"), Keep(), LearningRate("10it", "reset"), Keep("25it", "reset")):
+        one = dataclasses.replace(bench, rewind=rewind)
+        start, _, end = states(one, 1, "ticket")
+        starts[rewind] = start
+        trained = bench.store.read(one.trainings()[0].run.end)
+        assert all(torch.equal(start.params[n], t) for n, t in trained.params.items())
+        assert bool(start.optimizer) == (rewind.optimizer == "keep")
+        first = {LearningRate: 10, Keep: 40}[type(rewind)]
+        length = {LearningRate: 30, Keep: 25 if rewind.optimizer == "reset" else 40}[type(rewind)]
+        assert (start.step, end.step) == (first, first + length)
+    rates = [bench.recipe.on(200).rate(starts[r].step) for r in (LearningRate("10it"), Keep())]
+    assert rates == pytest.approx([0.1, 0.01])
 
 
 def _numbers(bench: Bench):

@@ -81,7 +81,7 @@ def test_what_another_has_done_is_served(bench: Bench, workers: int, monkeypatch
     monkeypatch.setattr(lth.execute, "LOOK_SECONDS", 0.05)
     trainings, told = bench.trainings(), []
     ends = [t.run.end for t in trainings if t.branch in ("dense", "ticket")]
-    todo = lth.plan.plan([[t.run for t in trainings]], bench.store, along=ends)
+    todo = lth.plan.plan([[t.stage for t in trainings]], bench.store, along=ends)
     bench.run(trainings[:1])  # the dense run
 
     def tell(event, *rest):

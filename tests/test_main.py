@@ -235,7 +235,7 @@ def test_curves_lie_beside_the_rows(sweep):
         labels = ("stage", "replicate", "level", "branch")
         assert [[c[name] for name in labels] for c in curves] == [[r[name] for name in labels] for r in rows]
         for row, curve in zip(rows, curves, strict=True):
-            points = curve["points"]
+            points = curve["curve"]
             assert [point["step"] for point in points] == [20, 40, 60]
             assert all(point.keys() == {"step", "train_loss", "val_loss", "val_accuracy"} for point in points)
             assert row["val_accuracy"] == points[-1]["val_accuracy"]

@@ -1,18 +1,53 @@
-"""What do survivors restart from? `.step(recipe)` is the rewind step k; called with the state at k and the trained one,
-a rewind returns the TrainState that training restarts from, under the new mask. Training from it runs recipe.steps - k
-steps, with the schedule at that state's own step. `from_trained` says whether it reads the trained one (else None)."""
+"""What do survivors restart from, and for how long are they trained?
+
+    .origin(lab)         Stage of the state that the dense network itself begins with
+    .step(recipe)        rewind step k: the step of the schedule at which their training goes on
+    .num_steps(recipe)   how many steps it takes: recipe.steps - k, but for fine-tuning
+    (dense, trained)     Stage of the TrainState they restart from, given the dense run and the trained state's stage
+
+A rewind that does not depend on the trained weights names a state of the dense run, so all levels, criteria and rewind
+points of a replicate share its one training, and `early` at step 0 is `init`.
+"""
 
 from dataclasses import replace
+from typing import Any
 
+from lth.recipe import num_steps
+from lth.stage import Stage, task
 from lth.train import TrainState
 
 
-def moments(state: TrainState, optimizer: str) -> TrainState:
-    """`state` with its optimiser moments kept, or reset to none."""
-    return state if optimizer == "keep" else replace(state, optimizer={})
+def fresh(rewind: Any, lab: Any) -> Stage:
+    """The origin of most: the replicate's own initial weights."""
+    return lab.initialise("init")
+
+
+def remaining(rewind: Any, recipe: Any) -> int:
+    """The steps that the schedule still holds: T - k (Frankle et al. 2019, https://arxiv.org/abs/1903.01611)."""
+    return int(recipe.steps) - rewind.step(recipe)
+
+
+def step_of(at: int | str, recipe: Any) -> int:
+    """k of rewind.at, as 500it, 2ep or 500: 0 to recipe.steps - 1. Raises ValueError for one past the end."""
+    k = num_steps(at, recipe.per_epoch, "rewind.at")
+    if k >= recipe.steps:
+        raise ValueError(f"rewind.at={at} is past the end of training (recipe.steps={recipe.steps})")
+    return k
+
+
+@task(version=1, value=TrainState, stored=False)
+def moved(context: Any, state: TrainState, step: int | None, optimizer: str) -> TrainState:
+    """`state` taken to another step of the schedule (None: left at its own), its optimiser moments kept or reset."""
+    step = state.step if step is None else step
+    return replace(state, step=step, optimizer=state.optimizer if optimizer == "keep" else {})
 
 
 def check_optimizer(optimizer: object) -> None:
     """Raises ValueError unless `optimizer` is keep or reset."""
     if optimizer not in ("keep", "reset"):
         raise ValueError(f"rewind.optimizer={optimizer} is not one of: keep, reset")
+
+
+def restart(point: Stage, k: int, optimizer: str) -> Stage:
+    """The state of the dense run at step k, where there are no moments to reset at step 0."""
+    return point if optimizer == "keep" or k == 0 else moved(state=point, step=None, optimizer=optimizer)

@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass
 
-from lth.recipe import num_steps
-from lth.rewind import check_optimizer, moments
+from lth.rewind import check_optimizer, fresh, remaining, restart, step_of
 
 
 @dataclass(frozen=True)
@@ -16,13 +15,12 @@ class Early:
     def __post_init__(self) -> None:
         check_optimizer(self.optimizer)
 
-    from_trained = False
+    origin = fresh
+    num_steps = remaining
 
     def step(self, recipe):
-        k = num_steps(self.at, recipe.per_epoch, "rewind.at")
-        if k >= recipe.steps:
-            raise ValueError(f"rewind.at={self.at} is past the end of training (recipe.steps={recipe.steps})")
-        return k
+        return step_of(self.at, recipe)
 
-    def __call__(self, point, trained):
-        return moments(point, self.optimizer)
+    def __call__(self, dense, trained):
+        k = self.step(dense.recipe)
+        return restart(dense.at(k), k, self.optimizer)

@@ -2,13 +2,16 @@
 
 from dataclasses import dataclass
 
+from lth.rewind import fresh, remaining
+
 
 @dataclass(frozen=True)
 class Init:
-    from_trained = False
+    origin = fresh
+    num_steps = remaining
 
     def step(self, recipe):
         return 0
 
-    def __call__(self, point, trained):
-        return point
+    def __call__(self, dense, trained):
+        return dense.at(0)

@@ -4,7 +4,7 @@ https://arxiv.org/abs/1903.01611)."""
 import math
 from dataclasses import dataclass
 
-from lth.rewind import check_optimizer, moments
+from lth.rewind import check_optimizer, fresh, remaining, restart
 
 
 @dataclass(frozen=True)
@@ -20,11 +20,13 @@ class Late:
         if isinstance(self.fraction, bool) or not isinstance(self.fraction, int | float) or not 0 <= self.fraction <= 1:
             raise ValueError(f"rewind.fraction={self.fraction} must be in [0, 1]")
 
-    from_trained = False
+    origin = fresh
+    num_steps = remaining
 
     def step(self, recipe):
         k = math.floor(self.fraction * recipe.steps + 1e-9)  # 0.29 * 100 is 28.999999999999996
         return min(k, recipe.steps - 1)
 
-    def __call__(self, point, trained):
-        return moments(point, self.optimizer)
+    def __call__(self, dense, trained):
+        k = self.step(dense.recipe)
+        return restart(dense.at(k), k, self.optimizer)

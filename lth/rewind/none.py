@@ -3,22 +3,32 @@ https://arxiv.org/abs/1506.02626), the comparison of Renda et al. 2020 (https://
 
 from dataclasses import dataclass
 
-from lth.rewind import check_optimizer, moments
+from lth.recipe import num_steps
+from lth.rewind import check_optimizer, fresh, moved
 
 
 @dataclass(frozen=True)
 class Keep:
-    """optimizer: keep the moments of the trained network (masked), or reset. Each level trains recipe.steps more."""
+    """steps: how long each level is fine-tuned, as 500it, 2ep or 500, at least 1; null: recipe.steps, as long as the
+    dense network was trained. optimizer: keep the moments of the trained network (masked), or reset."""
 
+    steps: int | str | None = None
     optimizer: str = "keep"
 
     def __post_init__(self) -> None:
         check_optimizer(self.optimizer)
 
-    from_trained = True
+    origin = fresh
 
     def step(self, recipe):
-        return 0
+        return int(recipe.steps)
 
-    def __call__(self, point, trained):
-        return moments(trained, self.optimizer)
+    def num_steps(self, recipe):
+        if self.steps is None:
+            return int(recipe.steps)
+        if (steps := num_steps(self.steps, recipe.per_epoch, "rewind.steps")) < 1:
+            raise ValueError(f"rewind.steps={self.steps} must be at least 1it")
+        return steps
+
+    def __call__(self, dense, trained):
+        return trained if self.optimizer == "keep" else moved(state=trained, step=None, optimizer=self.optimizer)
