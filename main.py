@@ -100,8 +100,9 @@ def build(cfg: DictConfig, settings: DictConfig) -> Job:
         recipe = recipe.on(source.num_train)
         sparsities, entries = prune(), []
         for replicate in range(config["replicates"]):
-            lab = Lab(model, source, recipe, criterion, pattern, rewind, device.kind, config["seed"], replicate)
-            entries += iterative(lab, sparsities, branches, chosen_levels(levels, sparsities))
+            plugins = criterion, pattern, rewind, branches
+            lab = Lab(model, source, recipe, *plugins, device.kind, config["seed"], replicate)
+            entries += iterative(lab, sparsities, chosen_levels(levels, sparsities))
         entries.sort(key=lambda entry: entry.level)  # stable: level, replicate, branch, as they are computed
     except (ValueError, StoreError) as error:
         raise InputError(_first_line(error)) from error

@@ -17,7 +17,7 @@ from lth.execute import Failure, execute
 from lth.perform import Context, value
 from lth.plan import Plan, measure_step, plan
 from lth.progress import Progress
-from lth.stage import Diverged, Stage, describe, digest
+from lth.stage import Diverged, Stage, ancestors, describe, digest
 from lth.store import Store
 from lth.tickets import Entry
 from lth.tracking import View, write_rows
@@ -256,5 +256,7 @@ def drop_states(cells: Iterable[Cell], store: Store) -> None:
     builds on them."""
     cells = list(cells)
     kept = {stage.key for cell in cells for t in cell.tickets if t.ticket for stage in stored(t.ticket.start)}
-    for key in {entry.run.end.key for cell in cells for entry in cell.entries if entry.run} - kept:
+    behind = ancestors(entry.stage for cell in cells for entry in cell.entries)
+    ends = {stage.inputs["run"].end.key for stage in behind if "run" in stage.inputs}
+    for key in ends - kept:
         store.drop(key)

@@ -11,7 +11,7 @@ import torch
 
 from lth.mask import Mask
 from lth.perform import Context
-from lth.stage import Stage
+from lth.stage import Numbers, Stage, ancestors
 from lth.store import Store
 from lth.train import Run, TrainState, train, unit_of
 
@@ -42,7 +42,11 @@ class Plan:
 
     def __str__(self) -> str:
         shared = self.asked - self.unique
-        return f"{self.asked} trainings asked, {len(self.trainings)} to do, {shared} shared, {self.stored} stored"
+        line = f"{self.asked} trainings asked, {len(self.trainings)} to do, {shared} shared, {self.stored} stored"
+        measured = [
+            s for stages in self.units.values() for s in stages if s.task.value is Numbers and "run" not in s.inputs
+        ]
+        return f"{line}; {len(measured)} measurements to do" if measured else line
 
 
 def plan(
@@ -57,7 +61,7 @@ def plan(
     are worth keeping if their runs are trained anyway, so that a later study can go on from them.
     """
     result, cells = Plan(), [list(cell) for cell in cells]
-    behind = [_trainings(cell) for cell in cells]
+    behind = [{unit_of(stage) for stage in ancestors(cell) if "run" in stage.inputs} for cell in cells]
     result.asked, result.unique = sum(map(len, behind)), len(set().union(*behind))
     unit_names: dict[str, str | None] = {}  # stage key -> its unit, None where nothing is missing
 
@@ -90,18 +94,6 @@ def plan(
         if stage.key not in unit_names and unit_of(stage) in result.units:
             visit(stage)
     return result
-
-
-def _trainings(stages: Iterable[Stage]) -> set[str]:
-    """Units of all the runs on the way to some stages."""
-    found, seen, path = set(), set(), list(stages)
-    while path:
-        stage = path.pop()
-        if stage.key not in seen:
-            seen.add(stage.key)
-            found |= {unit_of(stage)} if "run" in stage.inputs else set()
-            path += stage.parents()
-    return found
 
 
 def _missing(stage: Stage, unit_names: dict[str, str | None]) -> set[str]:

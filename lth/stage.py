@@ -13,7 +13,7 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 
@@ -99,6 +99,17 @@ class Stage:
     def parents(self) -> list["Stage"]:
         """The stages that this one names, each once, in order."""
         return list({stage.key: stage for stage in _stages(self.inputs)}.values())
+
+
+def ancestors(stages: Iterable[Stage]) -> Iterator[Stage]:
+    """These stages and all that they are built on, each once."""
+    seen, path = set(), list(stages)
+    while path:
+        stage = path.pop()
+        if stage.key not in seen:
+            seen.add(stage.key)
+            yield stage
+            path += stage.parents()
 
 
 def _stages(value: Any) -> Iterator[Stage]:

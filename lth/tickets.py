@@ -65,7 +65,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Lab:
-    """One replicate's bench: network, data, recipe, how it prunes and rewinds, device class, and seeds by name."""
+    """One replicate's bench: network, data, recipe, how it prunes, rewinds and branches, device class, named seeds."""
 
     model: Any
     data: Source
@@ -73,6 +73,7 @@ class Lab:
     criterion: Any
     pattern: Any
     rewind: Any
+    branches: Mapping[str, Callable]
     device: str
     base_seed: int
     replicate: int
@@ -89,6 +90,10 @@ class Lab:
         order_seed = self.seed(*(order or ("order",)))
         return Run(start, mask, self.model, self.data, self.recipe, order_seed, num_steps, self.device)
 
+    def train(self, ticket: Ticket) -> Run:
+        """The ticket, trained alone."""
+        return self.run(ticket.start, ticket.mask, ticket.num_steps)
+
     def dense_mask(self) -> Stage:
         return dense_mask(model=self.model, data=self.data)
 
@@ -100,9 +105,7 @@ class Lab:
         )  # fmt: skip
 
 
-def iterative(
-    lab: Lab, sparsities: list[float], branches: Mapping[str, Callable], levels: Container[int] | None = None
-) -> Iterator[Entry]:
+def iterative(lab: Lab, sparsities: list[float], levels: Container[int] | None = None) -> Iterator[Entry]:
     """Every row of one replicate: dense, then at each level the ticket and its branches (at all levels, or at some).
 
     A branch that a level shares with an earlier one, as the dense network in another data order, is there once.
@@ -116,9 +119,9 @@ def iterative(
     for level, sparsity in enumerate(sparsities, start=1):
         mask = lab.prune(trained, mask, sparsity, "criterion", level)
         ticket = Ticket(level, sparsity, mask, rewind(dense, trained), k, num_steps, dense, trained)
-        run = lab.run(ticket.start, mask, num_steps)
+        run = lab.train(ticket)
         yield Entry(lab.replicate, level, "ticket", sparsity, k, run.result, run=run, ticket=ticket)
-        for name, branch in branches.items() if levels is None or level in levels else ():
+        for name, branch in lab.branches.items() if levels is None or level in levels else ():
             for entry in _entries(name, branch(ticket, lab), ticket, lab):
                 if entry.stage.key not in seen:
                     seen.add(entry.stage.key)

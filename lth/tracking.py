@@ -25,7 +25,11 @@ from typing import Any
 Paths = Sequence[Path]
 MODES = ("auto", "online", "offline", "disabled")
 CURVES = ("train_loss", "val_loss", "val_accuracy")  # against `step`
-SUMMARIES = ("test_accuracy", "test_loss", "early_stop_step", "early_stop_test_accuracy", "diverged_step")
+SUMMARIES = (
+    *("test_accuracy", "test_loss", "early_stop_step", "early_stop_test_accuracy", "diverged_step"),
+    *("error_barrier", "loss_barrier", "distance", "angle", "disagreement", "pruning_distance", "pruning_angle"),
+    *("start_largest_eigenvalue", "end_largest_eigenvalue", "start_trace", "end_trace", "end_sharpness"),
+)
 SECRET = {"key", "keys", "apikey", "token", "secret", "secrets", "password", "passwd", "credential", "credentials"}
 REDACTED = "<redacted>"
 INIT_SECONDS = 6.0  # wandb's default is 90

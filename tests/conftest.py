@@ -69,13 +69,12 @@ class Bench:
 
     def lab(self, replicate: int = 0) -> Lab:
         recipe = self.recipe.on(len(self.data.train.y))
-        return Lab(self.model, self.source, recipe, self.criterion, self.pattern, self.rewind, "cpu", 0, replicate)
+        plugins = self.criterion, self.pattern, self.rewind, self.branches
+        return Lab(self.model, self.source, recipe, *plugins, "cpu", 0, replicate)
 
     def trainings(self, sparsity: float = 0.36, replicates: int = 1) -> list[Entry]:
         levels = Iterative(sparsity)()
-        return [
-            entry for replicate in range(replicates) for entry in iterative(self.lab(replicate), levels, self.branches)
-        ]
+        return [entry for replicate in range(replicates) for entry in iterative(self.lab(replicate), levels)]
 
     def run(self, trainings: list[Entry], workers: int = 0, tell=lambda *event: None, also=(), **options) -> dict:
         """Execute what is missing of some trainings; returns the failures."""

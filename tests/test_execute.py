@@ -80,7 +80,7 @@ def test_plan_puts_inputs_before_consumers(bench: Bench):
     steep = dataclasses.replace(bench, branches={}, model=type(bench.model)([100, 100]))
     deep = [Iterative(0.999, 0.005)()]
     assert len(deep[0]) > 1000
-    chain = lth.tickets.iterative(steep.lab(), deep[0], {})
+    chain = lth.tickets.iterative(steep.lab(), deep[0])
     todo = plan([[entry.stage for entry in chain]], bench.store)
     seen: set[str] = set()
     for unit, needs in todo.needs.items():

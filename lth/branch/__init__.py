@@ -2,6 +2,38 @@
 returns a Run, a network to train beside the ticket, or stages of Numbers by the name of what they are measured of."""
 
 import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from lth.train import Run
+
+if TYPE_CHECKING:
+    from lth.tickets import Lab, Ticket
+
+
+def networks(of: Sequence[str], ticket: "Ticket", lab: "Lab", where: str) -> dict[str, Run]:
+    """What a measurement is of, by name: "ticket"; "dense", the dense network from rewind step k on; or another branch
+    that trains a network, with the same ticket. Raises ValueError, naming the configured `where`, for any other name.
+    """
+    found = {}
+    for name in of:
+        if name == "ticket":
+            found[name] = lab.train(ticket)
+        elif name == "dense":
+            k, end = ticket.rewind_step, int(lab.recipe.steps)
+            if k >= end:
+                raise ValueError(f"{where}.of=dense: the rewind step {k} leaves nothing to train (recipe.steps={end})")
+            found[name] = lab.run(ticket.dense.at(k), None, end - k)
+        else:
+            branch = lab.branches.get(name)
+            run = branch(ticket, lab) if branch else None
+            if not isinstance(run, Run):
+                known = ", ".join(
+                    ["ticket", "dense", *(other for other in lab.branches if other != where.split(".")[-1])]
+                )
+                raise ValueError(f"{where}.of={name} is no network here; there are {known}")
+            found[name] = run
+    return found
 
 
 def chosen_levels(levels: object, sparsities: list[float]) -> set[int] | None:
