@@ -10,6 +10,7 @@ Everything that can be wrong with a configuration is found while building, befor
 import contextlib
 import dataclasses
 import difflib
+import importlib
 import os
 import re
 import shlex
@@ -251,6 +252,12 @@ def main(cfg: DictConfig) -> None:
         if not mine.unfinished and not job.cell.keep_states and not mine.outcome.failures:
             drop_states(mine.together, mine.store)
         print(f"{' '.join(job.cell.overrides) or 'defaults'}: {len(rows)} rows in {folder}{shown}")
+
+
+def experiment(study: str) -> Any:
+    """The module of a study: experiments/<study>.py, or that of tickets where the study has none of its own."""
+    known = {path.stem for path in (Path(__file__).parent / "experiments").glob("[a-z]*.py")}
+    return importlib.import_module(f"experiments.{study if study in known else 'tickets'}")
 
 
 def provenance(job: Job) -> dict:

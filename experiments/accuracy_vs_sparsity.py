@@ -1,28 +1,33 @@
-"""Does a ticket match the dense network, and do its controls? Accuracy against sparsity.
+"""Accuracy against sparsity with all the controls of Frankle & Carbin: reinitialised, random, and pruned in one shot.
 
-Claim      a network contains sparse subnetworks that, trained alone from their own initial weights, match it; the same
-           masks with fresh weights, and random masks of the same layer sparsities, fall behind as sparsity grows
-Source     Frankle & Carbin 2019, https://arxiv.org/abs/1803.03635, section 2, figures 1, 3 and 4
-Figure     accuracy_vs_sparsity, early_stop_vs_sparsity (<sweep>/report/)
-Command    python main.py -m prune.sparsity=0.5,0.8,0.9
-Cost       120 trainings of 1,000 steps, 82 s on two CPU cores (once, machine otherwise idle)
+Claim      as in experiments/tickets.py; and iterative pruning finds tickets at higher sparsity than one-shot pruning
+Source     Frankle & Carbin 2019, https://arxiv.org/abs/1803.03635, section 2, figures 3 and 4
+Figure     accuracy_vs_sparsity, early_stop_vs_sparsity
+Command    python main.py study=accuracy_vs_sparsity; with the paper's settings: study=paper/accuracy_vs_sparsity
+Cost       147 trainings of 1,000 steps
 """
 
-from pathlib import Path
+from experiments.tickets import figure, table
+from lth.analysis import Verdict, paired, points, verdicts, weights
 
-from lth import analysis, plot
-
-
-def table(folder: Path):
-    """Accuracy of ticket and controls by level, a rich table, from the rows at or below `folder`."""
-    return analysis.table(analysis.load(folder))
+__all__ = ["figure", "table", "verdict"]
 
 
-def figure(folder: Path, stem: Path) -> list[Path]:
-    """Write <stem>.png and <stem>.svg."""
-    return plot.accuracy_vs_sparsity(analysis.load(folder), stem)
+def verdict(rows):
+    """Those of experiments/tickets.py, and whether the ticket is above the one-shot ticket at the highest sparsity."""
+    return [*verdicts(rows), *one_shot(rows)]
 
 
-def verdict(folder: Path) -> list[analysis.Verdict]:
-    """Which branch matches dense, down to how many weights, and how far the ticket is above each control."""
-    return analysis.verdicts(analysis.load(folder))
+def one_shot(rows):
+    """At how many sparsities iterative pruning is above, level with and below one-shot pruning (paired t, 95%)."""
+    lines = [(sparsity, mean, half) for sparsity, mean, half, n, _ in paired(rows, "ticket", "one_shot") if n > 1]
+    if not lines:
+        return []
+    above = [line for line in lines if line[1] > line[2]]
+    below = [line for line in lines if -line[1] > line[2]]
+    sparsity, mean, half = lines[-1]
+    evidence = (
+        f"iterative above one-shot at {len(above)}, below at {len(below)} of {len(lines)} sparsities; "
+        f"{points(mean, half, '+')} points at {weights(sparsity)} of the weights"
+    )
+    return [Verdict("iterative above one-shot at the highest sparsity", mean > half, evidence)]

@@ -132,13 +132,14 @@ class Report(Callback):
         if config.hydra.mode == RunMode.RUN:
             from lth.report import report
 
-            report(folder)
+            report(folder, main.experiment)
             error = job_return._return_value
             if job_return.status == JobStatus.FAILED and isinstance(error, CellError):
                 main.fail(error)  # SystemExit, before Hydra says it in two lines of its own
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        import main
         from lth.report import report
 
-        if report(Path(config.hydra.sweep.dir)):
+        if report(Path(config.hydra.sweep.dir), main.experiment):
             raise SystemExit(1)

@@ -12,7 +12,7 @@ n counts replicates: rows that agree in (setting, branch, sparsity, replicate) a
 import json
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,14 +28,15 @@ METRICS = ("test_accuracy", "early_stop_test_accuracy", "early_stop_step")
 NULLABLE = (*METRICS, "test_loss", "val_accuracy", "rewind_step", "diverged_step")
 COLUMNS = (
     *("setting", "study", "cell", "overrides", "replicate", "level", "branch", "sparsity", "num_kept", "num_total"),
-    *("steps", "seconds", "served", "stage", *NULLABLE),
+    *("of", "steps", "seconds", "served", "stage", *NULLABLE),
 )
 # Overrides that say how far, how often, where, or what else is measured; they do not change what a ticket is.
 # prune.rounds is not among them: more rounds to the same sparsity are another schedule.
 INDIFFERENT = re.compile(
-    r"prune\.sparsity|replicates?|branch|store|data_dir|keep|save_tickets|checkpoint_seconds|(wandb|device|hydra)([./].*)?"
+    r"prune\.sparsity|replicates?|branch(\..*)?|store|data_dir|keep|save_tickets|checkpoint_seconds|(wandb|device|hydra)([./].*)?"
 )
 CONDITION = ["setting", "branch", "sparsity"]  # what is told apart before replicates are averaged
+STABLE = 0.02  # an error barrier below this counts as none (Frankle et al. 2020, https://arxiv.org/abs/1912.05671)
 NO_TEST = "no test; ask for replicates=3 or more"
 
 
@@ -55,7 +56,9 @@ def load(directory: str | Path) -> pd.DataFrame:
         return pd.DataFrame(columns=pd.Index(COLUMNS)).astype(dict.fromkeys(NULLABLE, "float64"))
     conditions = [_conditions(row) for row in rows]
     shared = conditions[0].intersection(*conditions)
-    frame = pd.DataFrame(rows).astype(dict.fromkeys(NULLABLE, "float64"))  # nulls alone would make a column of objects
+    frame = pd.DataFrame(rows)
+    measured = [name for name in frame.columns if name not in (*COLUMNS, "job")]
+    frame = frame.astype(dict.fromkeys([*NULLABLE, *measured], "float64"))  # nulls alone would make columns of objects
     frame["setting"] = [", ".join(sorted(condition - shared)) for condition in conditions]
     once = frame.drop_duplicates(["setting", "stage"])
     num_jobs = once.groupby(["setting", "branch", "sparsity", "replicate"])["job"].transform("nunique")
@@ -96,6 +99,21 @@ def interval(values: Iterable[float | None], confidence: float = 0.95) -> tuple[
     return mean, float(stdtrit(n - 1, (1 + confidence) / 2)) * s / math.sqrt(n), n
 
 
+def means(rows: pd.DataFrame, metric: str, by: Sequence[str]) -> pd.DataFrame:
+    """Mean and 95% t interval of `metric` over the replicates, one line per combination of the columns `by`, sorted.
+
+    Columns: by, mean, half, n. Rows without the metric are left out; those that agree in `by` and replicate are
+    averaged.
+    """
+    columns = pd.Index([*by, "mean", "half", "n"])
+    if metric not in rows:
+        return pd.DataFrame(columns=columns)
+    by_replicate = rows[rows[metric].notna()].groupby([*by, "replicate"])[metric].mean()
+    found: dict[Any, list] = by_replicate.groupby(level=list(by)).agg(list).to_dict()
+    keys = {key: key if isinstance(key, tuple) else (key,) for key in found}
+    return pd.DataFrame([(*keys[key], *interval(values)) for key, values in found.items()], columns=columns)
+
+
 def _by_replicate(rows: pd.DataFrame, metric: str) -> pd.Series:
     """Replicate -> metric, diverged runs left out."""
     return rows[rows["diverged_step"].isna()].groupby("replicate")[metric].mean().dropna()
@@ -108,7 +126,7 @@ def curve(rows: pd.DataFrame, metric: str = "test_accuracy") -> pd.DataFrame:
     ticket, then the controls; by sparsity inside a branch. Rows with neither the metric nor a divergence (branches that
     measure something else) give no line.
     """
-    rows = rows[rows[metric].notna() | rows["diverged_step"].notna()]
+    rows = rows[rows[metric].notna() | (rows["diverged_step"].notna() & rows["of"].isna())]
     finished = rows[rows["diverged_step"].isna()]
     by_replicate = finished.groupby([*CONDITION, "replicate"])[metric].mean().dropna()
     values = by_replicate.groupby(level=CONDITION).agg(list).to_dict()
@@ -148,17 +166,18 @@ def verdicts(rows: pd.DataFrame) -> list[Verdict]:
         here = [_matching(part, branch) for branch in branches]
         here += [_above(part, branch) for branch in branches if branch != "ticket" and "ticket" in branches]
         found += [Verdict(where + verdict.claim, verdict.holds, where + verdict.evidence) for verdict in here]
-    lost = rows[rows["diverged_step"].notna()].drop_duplicates("stage")
+    trained = rows[rows["of"].isna()]
+    lost = trained[trained["diverged_step"].notna()].drop_duplicates("stage")
     if len(lost):
         three = lost[["replicate", "level", "branch", "diverged_step"]].head(3).itertuples(index=False, name=None)
         named = [f"replicate {r} level {level} {branch} at step {step:.0f}" for r, level, branch, step in three]
         named += [f"and {len(lost) - 3} more"] if len(lost) > 3 else []
-        evidence = f"{len(lost)} of {rows['stage'].nunique()} runs diverged: {', '.join(named)}"
+        evidence = f"{len(lost)} of {trained['stage'].nunique()} runs diverged: {', '.join(named)}"
         found.append(Verdict("every run finished", False, evidence))
     return found
 
 
-def _paired(rows: pd.DataFrame, branch: str, other: str) -> list[tuple[float, float, float, int, int]]:
+def paired(rows: pd.DataFrame, branch: str, other: str) -> list[tuple[float, float, float, int, int]]:
     """(sparsity, mean and half of accuracy(branch) - accuracy(other), n, replicates where `branch` alone diverged)."""
     lines = []
     for sparsity, group in rows[rows["branch"] == branch].groupby("sparsity"):
@@ -170,18 +189,18 @@ def _paired(rows: pd.DataFrame, branch: str, other: str) -> list[tuple[float, fl
 
 
 def _matching(rows: pd.DataFrame, branch: str) -> Verdict:
-    claim, tested = f"{branch} matches dense", _paired(rows, branch, "dense")
+    claim, tested = f"{branch} matches dense", paired(rows, branch, "dense")
     # None: fewer than two pairs, no test. All differences equal: half = 0, and the sign of their mean decides.
     matches = [None if n + lost < 2 else not lost and mean + half >= 0 for _, mean, half, n, lost in tested]
     end, stop = next((i for i, match in enumerate(matches) if not match), len(matches)), ""
     if end < len(tested):
         sparsity, mean, half, n, lost = tested[end]
         if matches[end] is None and end == 0:
-            return Verdict(claim, None, f"{branch} against dense at {_weights(sparsity)}, n={n}: {NO_TEST}")
-        result = f"{lost} of {n + lost} runs diverged" if lost else f"{_points(mean, half, '+')} points"
-        stop = f"{f'n={n}: no test' if matches[end] is None else result} at {_weights(sparsity)}"
+            return Verdict(claim, None, f"{branch} against dense at {weights(sparsity)}, n={n}: {NO_TEST}")
+        result = f"{lost} of {n + lost} runs diverged" if lost else f"{points(mean, half, '+')} points"
+        stop = f"{f'n={n}: no test' if matches[end] is None else result} at {weights(sparsity)}"
         if True in matches[end:]:
-            stop += f", matches again at {_weights(tested[matches.index(True, end)][0])}"
+            stop += f", matches again at {weights(tested[matches.index(True, end)][0])}"
         if end == 0:
             word = "misses dense at the first sparsity" if True in matches else "never matches dense"
             return Verdict(claim, False, f"{branch} {word}: {stop} of the weights (paired t, 95%, n={n})")
@@ -189,30 +208,30 @@ def _matching(rows: pd.DataFrame, branch: str) -> Verdict:
     unseen = math.ceil(round(1000 * half, 6)) / 10  # up, so that the test never looks sharper than it is
     seen = f"drops under {unseen:.1f} points cannot be seen" if unseen else "no spread"
     reach = "down to" if stop else "at every sparsity tested, down to"
-    evidence = f"{claim} {reach} {_weights(sparsity)} of the weights (paired t, 95%, n={n}; {seen})"
+    evidence = f"{claim} {reach} {weights(sparsity)} of the weights (paired t, 95%, n={n}; {seen})"
     return Verdict(claim, True, f"{evidence}; {stop}" if stop else evidence)
 
 
 def _above(rows: pd.DataFrame, control: str) -> Verdict:
     """The ticket against `control` at the highest sparsity where some replicate finished both."""
-    claim, pairs = f"ticket above {control}", [line for line in _paired(rows, "ticket", control) if line[3]]
+    claim, pairs = f"ticket above {control}", [line for line in paired(rows, "ticket", control) if line[3]]
     if not pairs:
         return Verdict(claim, None, f"ticket against {control}: no replicate finished both at one sparsity")
     sparsity, mean, half, n, _ = pairs[-1]
     if abs(mean) <= half:
-        result = f"ticket not told apart from {control}: {_points(mean, half, '+')} points"
+        result = f"ticket not told apart from {control}: {points(mean, half, '+')} points"
     else:  # also at n = 1, where half is NaN
-        result = f"ticket {'above' if mean > 0 else 'below'} {control} by {_points(abs(mean), half)} points"
+        result = f"ticket {'above' if mean > 0 else 'below'} {control} by {points(abs(mean), half)} points"
     basis = f"(n=1: {NO_TEST})" if n == 1 else f"(paired t, 95%, n={n})"
-    return Verdict(claim, None if n == 1 else mean > half, f"{result} at {_weights(sparsity)} of the weights {basis}")
+    return Verdict(claim, None if n == 1 else mean > half, f"{result} at {weights(sparsity)} of the weights {basis}")
 
 
-def _weights(sparsity: float) -> str:
+def weights(sparsity: float) -> str:
     left = 100 * (1 - sparsity)
     return f"{left:.1f}%" if left >= 1 else f"{left:.2g}%"
 
 
-def _points(mean: float, half: float, sign: str = "") -> str:
+def points(mean: float, half: float, sign: str = "") -> str:
     """Percentage points; a second decimal where one would print +- 0.0, or a mean as large as its half-width."""
     digits = 2 if f"{100 * half:.1f}" in ("0.0", f"{100 * abs(mean):.1f}") else 1
     return f"{100 * mean:{sign}.{digits}f}" + ("" if math.isnan(half) else f" +- {100 * half:.{digits}f}")
@@ -232,15 +251,37 @@ def table(rows: pd.DataFrame) -> Table:
             one.add_column(Text(header.replace("_", "_\n")), justify="right", overflow="fold")
         for (level, _), group in part.groupby(["level", "sparsity"]):
             numbers = zip(group["branch"], group["mean"], group["half"], group["n"], strict=True)
-            cells = {branch: _points(mean, half) if n else "diverged" for branch, mean, half, n in numbers}
+            cells = {branch: points(mean, half) if n else "diverged" for branch, mean, half, n in numbers}
             cells.setdefault("ticket", cells.get("dense", ""))
             n = "-".join(dict.fromkeys([str(group["n"].min()), str(group["n"].max())]))
-            left = _weights(group["sparsity"].iloc[0])
+            left = weights(group["sparsity"].iloc[0])
             one.add_row(str(level), left.rstrip("%"), *(cells.get(branch, "") for branch in branches), n)
         stack.add_row(one)
     if lines.empty:
         stack.add_row("no rows")
     return stack
+
+
+def matches_dense(rows: pd.DataFrame, sparsity: float) -> dict[float, bool | None]:
+    """Rewind step k -> does the ticket at a sparsity match dense (paired t, 95%)? None: no test."""
+    tickets = (rows["branch"] == "ticket") & (rows["sparsity"] == sparsity)
+    found = {}
+    for k in sorted(rows.loc[tickets, "rewind_step"].unique()):
+        ((_, mean, half, n, lost),) = paired(
+            rows[(rows["branch"] == "dense") | (tickets & (rows["rewind_step"] == k))], "ticket", "dense"
+        )
+        found[k] = None if n + lost < 2 else bool(not lost and mean + half >= 0)
+    return found
+
+
+def table_of(headers: Sequence[str], lines: Iterable[Sequence[str]]) -> Table:
+    """A plain table of words, numbers to the right."""
+    one = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for header in headers:
+        one.add_column(Text(header), justify="right", overflow="fold")
+    for line in lines:
+        one.add_row(*line)
+    return one
 
 
 def curves(rows: pd.DataFrame) -> pd.DataFrame:

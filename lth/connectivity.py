@@ -150,8 +150,3 @@ def barrier(values: Sequence[float]) -> float:
     """
     along = torch.tensor(values, dtype=torch.float64)
     return (along.max() - (along[0] + along[-1]) / 2).item()
-
-
-def stable(error_barrier: float) -> bool:
-    """True if a barrier in error, in [0, 1], counts as none: below 0.02 (Frankle et al. 2020: instability < 2%)."""
-    return error_barrier < 0.02

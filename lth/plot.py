@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from lth.analysis import curve
+from lth.analysis import curve, interval, means, weights
 
 Kinds = Sequence[str]  # endings of the files to write
 
@@ -71,6 +71,75 @@ def figure(rows: pd.DataFrame, metric: str) -> Figure:
     if entries:
         fig.legend(entries.values(), entries.keys(), loc="outside upper center", ncols=4, frameon=False, fontsize=9)
     return fig
+
+
+def against_step(
+    rows: pd.DataFrame, panels: dict[str, str], path_stem: str | Path, limits: dict[str, float] | None = None,
+    kinds: Kinds = (".png", ".svg"),
+) -> list[Path]:  # fmt: skip
+    """One panel a metric (panels: metric -> name of its y axis) against the rewind step k, one line a network and
+    sparsity: mean and 95% t interval over the replicates. limits: metric -> where a dotted line is drawn.
+
+    The axis of k is linear up to its smallest positive value and logarithmic from there. Accuracies, errors and
+    disagreement are drawn in percent. A network that was trained has the name of its branch, a measurement that of what
+    it is `of`; the dense network has one accuracy for all k.
+    """
+    rows = rows.assign(network=rows["of"].fillna(rows["branch"]))
+    fig = Figure(figsize=(4.2 * len(panels), 4.2), layout="constrained")
+    axes_of = fig.subplots(1, len(panels), squeeze=False)[0]
+    several = rows.loc[rows["network"] != "dense", "sparsity"].nunique() > 1
+    names, counts = {}, []
+    for axes, (metric, label) in zip(axes_of, panels.items(), strict=True):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="y", linewidth=0.4, alpha=0.5)
+        scale = 100.0 if any(word in metric for word in ("accuracy", "error_barrier", "disagreement")) else 1.0
+        lines = means(rows, metric, ["network", "sparsity", "rewind_step"])
+        for (network, sparsity), line in lines.groupby(["network", "sparsity"], sort=True):
+            name = f"{network} at {weights(float(str(sparsity)))}" if several and network != "dense" else str(network)
+            colour, marker = names.setdefault(name, ([(TICKET, "o"), *CONTROLS] * 9)[len(names)])
+            look = {"color": INK if network == "dense" else colour, "label": name}
+            mean, half, k = scale * line["mean"], scale * line["half"].fillna(0), line["rewind_step"]
+            counts += list(line["n"])
+            if network == "dense" and metric == "test_accuracy":
+                axes.axhline(mean.mean(), linewidth=1, **look)
+                continue
+            axes.errorbar(k, mean, half, marker=marker, markersize=4, linewidth=1.5, capsize=2, **look)
+        if limits and metric in limits:
+            axes.axhline(scale * limits[metric], color=INK, linewidth=1, linestyle=":")
+        steps = sorted(set(lines["rewind_step"]))
+        positive = [step for step in steps if step > 0]
+        if positive:
+            axes.set_xscale("symlog", linthresh=positive[0])
+        axes.set_xticks(steps, [f"{step:.0f}" for step in steps], fontsize=8)
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.set(xlabel="rewind step k", ylabel=label + (" (%)" if scale > 1 else ""))
+    span = " to ".join(dict.fromkeys([str(min(counts, default=0)), str(max(counts, default=0))]))
+    fig.supxlabel(f"mean and 95% Student t interval over n={span} replicates", fontsize=8, color=INK)
+    entries = {str(h.get_label()): h for axes in axes_of for h in [*axes.containers, *axes.get_lines()]}
+    entries = {label: handle for label, handle in entries.items() if not label.startswith("_")}
+    if entries:
+        fig.legend(entries.values(), entries.keys(), loc="outside upper center", ncols=4, frameon=False, fontsize=9)
+    return _write(fig, path_stem, kinds)
+
+
+def replicates(
+    values: dict[str, pd.Series], label: str, path_stem: str | Path, kinds: Kinds = (".png", ".svg")
+) -> list[Path]:
+    """Each replicate's value as a point, by name, with mean and 95% t interval beside them; a line at 0."""
+    fig = Figure(figsize=(1.6 + 1.5 * len(values), 4.0), layout="constrained")
+    axes = fig.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", linewidth=0.4, alpha=0.5)
+    axes.axhline(0.0, color=INK, linewidth=1)
+    for place, (series, (colour, marker)) in enumerate(zip(values.values(), [(TICKET, "o"), *CONTROLS], strict=False)):
+        mean, half, _ = interval(series)
+        axes.plot([place - 0.12] * len(series), series, marker, color=colour, alpha=0.5, markersize=5)
+        axes.errorbar(place + 0.12, mean, 0.0 if math.isnan(half) else half, fmt=marker, color=colour, capsize=4)
+    axes.set_xticks(range(len(values)), list(values))
+    axes.set(xlim=(-0.5, len(values) - 0.5), ylabel=label)
+    count = max((len(series) for series in values.values()), default=0)
+    fig.supxlabel(f"each replicate, and mean with 95% Student t interval, n={count}", fontsize=8, color=INK)
+    return _write(fig, path_stem, kinds)
 
 
 def _draw(axes: Axes, lines: pd.DataFrame, styles: dict[str, tuple[str, str]]) -> None:

@@ -1,6 +1,8 @@
-"""What a job or a sweep shows at its end, from the rows on disk: tables, verdicts, figures, a CSV."""
+"""What a job or a sweep shows at its end, from the rows on disk: tables, verdicts, figures, CSV files."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -8,7 +10,7 @@ from lth import analysis
 
 
 def figures(folder: Path, kinds: tuple[str, ...] = (".png", ".svg")) -> list[Path]:
-    """Draw the figures of the rows at or below `folder` into <folder>/report/; [] where there are no rows."""
+    """Draw the curves of the rows at or below `folder` into <folder>/report/; [] where there are no rows."""
     from lth import plot
 
     rows = analysis.load(folder)
@@ -22,15 +24,20 @@ def figures(folder: Path, kinds: tuple[str, ...] = (".png", ".svg")) -> list[Pat
     ]
 
 
-def report(folder: Path, console: Console | None = None) -> list[dict]:
-    """Print tables, verdicts and the paths of what was written; list what failed. Returns the failures."""
+def report(folder: Path, experiment: Callable[[str], Any], console: Console | None = None) -> list[dict]:
+    """Print the tables and verdicts of each study and the paths of what was written; list what failed. Returns the
+    failures. experiment(study): what has its table(rows), figure(rows, stem) and verdict(rows)."""
     console = console or Console()
     rows, failures = analysis.load(folder), analysis.failures(folder)
     if not rows.empty:
-        console.print(analysis.table(rows))
-        for verdict in analysis.verdicts(rows):
-            console.print(verdict.evidence, soft_wrap=True, highlight=False, markup=False)
         drawn = figures(folder)
+        for study, part in rows.groupby("study", sort=False):
+            of = experiment(str(study))
+            console.print(of.table(part))
+            for verdict in of.verdict(part):
+                console.print(verdict.evidence, soft_wrap=True, highlight=False, markup=False)
+            stem = folder / "report" / str(study).rpartition("/")[2]
+            drawn += [path for path in of.figure(part, stem) if path not in drawn]
         for name, table in (("rows", rows), ("curves", analysis.curves(rows))):
             table.to_csv(folder / "report" / f"{name}.csv", index=False, lineterminator="\n")
             drawn.append(folder / "report" / f"{name}.csv")

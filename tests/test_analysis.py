@@ -109,7 +109,7 @@ def test_interval_covers_what_it_says():
 
 def test_nothing_to_load(tmp_path):
     rows = analysis.load(tmp_path)
-    assert rows.empty and set(row()) | {"setting"} == set(rows.columns)
+    assert rows.empty and set(row()) | {"setting", "of"} == set(rows.columns)
     assert analysis.curve(rows).empty and analysis.verdicts(rows) == [] and analysis.failures(tmp_path) == []
     columns = ["metric", "setting", "branch", "level", "sparsity", "mean", "half", "n", "num_diverged"]
     assert list(analysis.curves(rows).columns) == columns

@@ -260,7 +260,7 @@ def test_missing_data_without_network_is_refused(cwd, monkeypatch, dataset, way)
 
 def test_long_sweep_lines_still_say_what_is_wrong(cwd):
     """However much is typed, the 200 characters name the cell and the value that is wrong with it."""
-    said = refused(f"-m study={'x' * 150} prune.sparsity=0.5,1.5", cwd)
+    said = refused(f"-m data_dir={'x' * 150} prune.sparsity=0.5,1.5", cwd)
     assert "cell 1" in said and "prune.sparsity=1.5" in said and "[0, 1)" in said
 
 

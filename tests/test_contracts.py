@@ -30,7 +30,9 @@ from lth.tickets import Ticket
 from lth.train import TrainState
 
 CONF = Path(main.__file__).parent / "conf"
-MEMBERS = [path for path in sorted(CONF.rglob("*.yaml")) if path.parent != CONF and path.parent.name != "branch"]
+MEMBERS = [
+    path for path in sorted(CONF.rglob("*.yaml")) if path.parent != CONF and not {"branch", "study"} & set(path.parts)
+]
 
 
 def made(path: Path):

@@ -130,6 +130,7 @@ def checkpoints(store: Path) -> list[int]:
 # Cells that fail among cells that do not
 
 
+@pytest.mark.slow
 def test_what_fails_in_a_sweep_fails_alone(faults):
     """Four cells: one raises in the middle of its trainings, one kills its worker processes, one kills the first of
     them once, one is well. The other cells finish, the report shows them, the failures are listed with the command that

@@ -210,7 +210,7 @@ def test_rows_are_one_a_trained_network(sweep, number, sparsity):
         asked = [0.0, *levels][row["level"]]
         assert row["num_total"] == NUM_TOTAL and row["num_kept"] == round((1 - asked) * NUM_TOTAL)
         assert row["sparsity"] == 1 - row["num_kept"] / NUM_TOTAL
-        assert row["cell"] == number and row["study"] == "accuracy_vs_sparsity" and row["served"] == "computed"
+        assert row["cell"] == number and row["study"] == "tickets" and row["served"] == "computed"
         assert f"prune.sparsity={sparsity}" in row["overrides"] and len(row["overrides"]) == len(SWEEP.split())
         assert all(0 <= row[name] <= 1 for name in ("test_accuracy", "val_accuracy", "early_stop_test_accuracy"))
         assert row["test_loss"] > 0 and row["seconds"] > 0

@@ -23,7 +23,11 @@ def study(levels=6, replicates=3, controls=CONTROLS, setting="", collapse=False,
                 accuracy = 0.1 if collapse and branch == "random_mask" and level > 3 else accuracy
                 lost = (branch, level) in diverged
                 row = {"setting": setting, "branch": branch, "level": level, "sparsity": 1 - 0.8**level, "replicate": r}
-                row |= {"diverged_step": 13.0 if lost else math.nan, "stage": f"{setting}{r}{level}{branch}"}
+                row |= {
+                    "of": None,
+                    "diverged_step": 13.0 if lost else math.nan,
+                    "stage": f"{setting}{r}{level}{branch}",
+                }
                 row |= dict.fromkeys(analysis.METRICS[:2], math.nan if lost else accuracy)
                 made.append(row | {"early_stop_step": math.nan if lost else 1000.0 + 10 * level + r})
     return pd.DataFrame(made)
