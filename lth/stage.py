@@ -142,14 +142,22 @@ def substitute(value: Any, replace: Callable[[Stage], Any]) -> Any:
 
 
 class Numbers(dict):
-    """A stage's value that is JSON: numbers, words, lists of them."""
+    """A stage's value that is JSON: numbers, words, lists of them. A number that is not finite is stored as None."""
 
     def pack(self) -> tuple[dict, dict]:
-        return {}, dict(self)
+        return {}, _finite(self)
 
     @classmethod
     def unpack(cls, tensors: dict, meta: dict) -> "Numbers":
         return cls(meta)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @dataclasses.dataclass(frozen=True)

@@ -203,8 +203,6 @@ def measure(model: nn.Module, mask: Mask | None, history: History, data: Data, s
         load(model, history.best, history.best)
         numbers["early_stop_step"] = history.best_step - start_step
         numbers["early_stop_test_accuracy"] = evaluate(model, data.test)[1]
-        if not math.isfinite(numbers["test_loss"]):  # a loss can overflow on examples that validation does not have
-            numbers["test_loss"] = None
     mask = mask or Mask.dense(model)
     counts = {"num_kept": mask.num_kept, "num_total": mask.num_total}
     return Numbers(counts, **numbers, diverged_step=history.diverged_step, curve=history.points)
