@@ -26,7 +26,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from lth.check import InputError, check_fields, check_kind, check_targets
 
@@ -64,6 +64,8 @@ def build(cfg: DictConfig, settings: DictConfig) -> Job:
         raise InputError(f"{unknown[0]} is not a key of the configuration{_nearest(unknown[0], KEYS)}")
     try:
         config: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        raise InputError(f"{error.full_key} has no default; say it: {error.full_key}=...") from error
     except OmegaConfBaseException as error:
         raise InputError(_first_line(error)) from error
     if missing := [name for name in (*SCALARS, *GROUPS) if name not in config]:
@@ -300,7 +302,7 @@ def explain(error: Exception) -> str:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
         members = error.options or [path.stem for path in (Path(__file__).parent / "conf" / group).glob("*.yaml")]
         members = sorted(members)
-        return f"{group}={name} is not there; there are {', '.join(members)}{_nearest(name, members)}"
+        return f"{group}={name} is not there{_nearest(name, members)}; there are {', '.join(members)}"
     text = _first_line(error)
     if text.startswith("Config group override"):  # such as criterion=null
         asked = [word for word in sys.argv[1:] if word.split("=")[0] in (*GROUPS, "branch")]

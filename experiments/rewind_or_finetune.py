@@ -5,7 +5,7 @@ Claim      rewinding the weights or the learning-rate schedule gives better netw
 Source     Renda et al. 2020, https://arxiv.org/abs/2003.02389, figures 1 and 2
 Figure     accuracy against weights remaining, one panel a way to retrain
 Command    python main.py study=rewind_or_finetune
-Cost       93 trainings of 900 or 1,000 steps
+Cost       90 trainings of 900 or 1,000 steps
 """
 
 import itertools

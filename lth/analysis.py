@@ -41,7 +41,8 @@ NO_TEST = "no test; ask for replicates=3 or more"
 
 
 def load(directory: str | Path) -> pd.DataFrame:
-    """All rows.jsonl at or below `directory`, in sorted path order, each stage once per setting; none: an empty frame.
+    """All rows.jsonl at or below `directory`, in sorted path order, each stage once per branch and setting; none: an
+    empty frame.
 
     `setting` tells the conditions of a sweep apart: the overrides that not all cells share, sorted, joined by ", ",
     without INDIFFERENT; "" where nothing differs. Rows of several studies have "study=..." in it. A setting that still
@@ -60,11 +61,11 @@ def load(directory: str | Path) -> pd.DataFrame:
     measured = [name for name in frame.columns if name not in (*COLUMNS, "job")]
     frame = frame.astype(dict.fromkeys([*NULLABLE, *measured], "float64"))  # nulls alone would make columns of objects
     frame["setting"] = [", ".join(sorted(condition - shared)) for condition in conditions]
-    once = frame.drop_duplicates(["setting", "stage"])
+    once = frame.drop_duplicates(["setting", "branch", "stage"])
     num_jobs = once.groupby(["setting", "branch", "sparsity", "replicate"])["job"].transform("nunique")
     apart = (frame["setting"] + ", job=" + frame["job"]).str.removeprefix(", ")
     frame["setting"] = apart.where(frame["setting"].isin(once.loc[num_jobs > 1, "setting"]), frame["setting"])
-    return frame.drop_duplicates(["setting", "stage"]).drop(columns="job").reset_index(drop=True)
+    return frame.drop_duplicates(["setting", "branch", "stage"]).drop(columns="job").reset_index(drop=True)
 
 
 def _conditions(row: dict) -> set[str]:

@@ -6,7 +6,8 @@ so a key names everything that made a value, and equal work has an equal name in
 
 What may be an input: None, bool, int, finite float, str, lists and mappings of these, another Stage, and *configured
 things*: frozen dataclasses (criterion, pattern, recipe, ...), which are described by their class and all their fields.
-A class whose code changes its numbers bumps its `version` attribute (1 where there is none); a task bumps its own.
+A class whose code changes its numbers bumps its `version` attribute (1 where there is none); a task bumps its own. A
+field that says where a thing lies and not what it is has metadata {"key": False} and is no part of the key.
 """
 
 import dataclasses
@@ -35,7 +36,8 @@ def describe(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(name): describe(item) for name, item in value.items()}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {f.name: describe(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        named = [f.name for f in dataclasses.fields(value) if f.metadata.get("key", True)]
+        fields = {name: describe(getattr(value, name)) for name in named}
         kind = type(value)
         return {"_target_": f"{kind.__module__}.{kind.__qualname__}", "version": getattr(kind, "version", 1), **fields}
     raise TypeError(

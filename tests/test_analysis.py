@@ -129,6 +129,12 @@ def test_shared_stages_count_once(tmp_path):
     assert list(analysis.curve(rows)["n"]) == [3, 3, 3, 3]
 
 
+def test_a_stage_shared_by_two_branches_is_in_both(tmp_path):
+    """At level 1 the one-shot mask is the ticket's, and so is its training: it is a row of each, in every cell once."""
+    cell = [row("dense"), row("ticket", stage="same"), row("one_shot", stage="same")]
+    assert list(sweep(tmp_path, cell, cell)["branch"]) == ["dense", "ticket", "one_shot"]
+
+
 def test_a_stage_shared_by_two_settings_is_in_both(tmp_path):
     cells = [[row("dense"), row(stage=rewind, overrides=[f"rewind={rewind}"])] for rewind in ("init", "late")]
     cells[0][0]["overrides"], cells[1][0]["overrides"] = ["rewind=init"], ["rewind=late"]

@@ -84,6 +84,17 @@ BAD = """
     rewind=late rewind.fraction=-0.1             | rewind.fraction=-0.1 | [0, 1]
     rewind=late rewind.fraction=1.1              | rewind.fraction=1.1 | [0, 1]
     rewind=none rewind.optimizer=kep             | rewind.optimizer=kep | keep
+    rewind=pretrained                            | rewind.source
+    rewind=pretrained rewind.source=none.safetensors | rewind.source=none.safetensors | cannot be read
+    rewind=pretrained rewind.source=file         | rewind.source=file | safetensors
+    rewind=pretrained rewind.source=ABSENT       | rewind.source=ABSENT | not in the store outputs/store
+    rewind=pretrained rewind.sourse=file         | rewind.sourse | did you mean rewind.source?
+
+    branch.levels=every:0                        | branch.levels=every:0 | every:1
+    branch.levels=[0.7]                          | branch.levels | 0.7 | 0.2, 0.36
+    branch=[sign_flip] branch.sign_flip.probability=2 | branch.sign_flip.probability=2 | [0, 1]
+    branch=[sign_flip] branch.sign_flip.probability=-0.1 | branch.sign_flip.probability=-0.1 | [0, 1]
+    branch=[sign_flip] branch.sign_flip.probability=x | branch.sign_flip.probability=x | [0, 1]
 
     replicates=0                                 | replicates=0
     replicates=-1                                | replicates=-1
@@ -172,7 +183,8 @@ BAD = """
     -m modle=mlp,lenet_300_100                   | modle | did you mean model?
     -m prune.sparsty=0.5,0.2                     | prune.sparsty | did you mean prune.sparsity?
 """
-ROWS = [[part.strip() for part in row.replace("HOLE", HOLE).split(" | ")] for row in BAD.splitlines() if row.strip()]
+BAD = BAD.replace("HOLE", HOLE).replace("ABSENT", "ab" * 32)
+ROWS = [[part.strip() for part in row.split(" | ")] for row in BAD.splitlines() if row.strip()]
 
 
 def arguments(line: str) -> str:

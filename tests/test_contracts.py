@@ -17,6 +17,7 @@ import pytest
 import torch
 import yaml
 from conftest import Bench, blobs
+from safetensors.torch import save_file
 from torch import nn
 
 import main
@@ -35,10 +36,14 @@ MEMBERS = [
 ]
 
 
+FILLED = {"source": "weights.safetensors", "store": "store"}  # of rewind=pretrained: what a command must say
+
+
 def made(path: Path):
-    """The configured thing of a yaml; a recipe takes its default schedule."""
+    """The configured thing of a yaml; a recipe takes its default schedule, FILLED what is left open."""
     node = yaml.safe_load(path.read_text())
     node.pop("defaults", None)
+    node |= {name: FILLED[name] for name, word in node.items() if word == "???" or str(word).startswith("${")}
     return hydra.utils.instantiate(node, _convert_="all")
 
 
@@ -187,9 +192,11 @@ def test_prune(path, sparsity):
 
 
 @pytest.mark.parametrize("path", members("rewind"), ids=names(members("rewind")))
-def test_rewind(path, bench: Bench):
+def test_rewind(path, bench: Bench, tmp_path, monkeypatch):
     """A step of the schedule, a number of steps to train, and a start that is a state of this replicate: of its dense
     run, or of the network its mask was drawn from. The stored states stay as they were."""
+    monkeypatch.chdir(tmp_path)
+    save_file(Mlp([8])((1, 4, 4), 3).state_dict(), FILLED["source"])
     bench.recipe, bench.rewind, bench.branches = Recipe("Adam", 0.01, 20, 120, 60), made(path), {}
     recipe = bench.lab().recipe
     k, num_steps = bench.rewind.step(recipe), bench.rewind.num_steps(recipe)
@@ -293,38 +300,56 @@ def lopsided(context):
     return Mask({"1.weight": torch.zeros(8, 16), "3.weight": torch.arange(24).reshape(3, 8) % 2})
 
 
+UNMASKED = {"dense_order"}  # branches that train the dense network
+IN_ALL = {"random_mask_global", "one_shot"}  # branches with the ticket's weights in all, but not in each layer
+
+
+def same_counts(name: str, mask: Mask, ticket: Mask) -> bool:
+    """True if a branch's mask keeps as many weights in each layer as its ticket's; those of IN_ALL, in all."""
+    return mask.num_kept == ticket.num_kept if name in IN_ALL else mask.counts() == ticket.counts()
+
+
 @pytest.mark.parametrize("path", members("branch"), ids=names(members("branch")))
 def test_branch_of_an_empty_layer(path, bench: Bench):
-    """Where global pruning has taken a whole layer, a branch takes it too."""
-    ((_, node),) = yaml.safe_load(path.read_text()).items()
+    """Where global pruning has taken a whole layer, a branch takes it too, and can be trained."""
+    ((name, node),) = yaml.safe_load(path.read_text()).items()
     lab = bench.lab()
-    dense = lab.run(lab.initialise("init"), None, 40)
-    ticket = Ticket(1, 0.9, lopsided(), dense.start, 0, 40, dense, dense.end)
+    dense, mask = lab.run(lab.initialise("init"), None, 40), lopsided()
+    ticket = Ticket(1, 1 - 12 / 152, mask, dense.start, 0, 40, dense, dense.end)
     run = hydra.utils.instantiate(node, _convert_="all")(ticket, lab)
     if isinstance(run, dict):
         assert not bench.run([], also=run.values())
         assert [bench.store.read(stage)["num_kept"] for stage in run.values()] == [12] * len(run)
         return
-    assert not bench.run([], also=[run.mask] if run.mask.task.stored else [])
-    assert value(run.mask, bench.store, bench.context).counts() == {"1.weight": 0, "3.weight": 12}
+    assert not bench.run([], also=[run.end])
+    assert (run.mask is None) == (name in UNMASKED)
+    if run.mask is not None:
+        kept, theirs = (value(stage, bench.store, bench.context) for stage in (run.mask, mask))
+        assert theirs.counts() == {"1.weight": 0, "3.weight": 12} and same_counts(name, kept, theirs)
 
 
 @pytest.mark.parametrize("path", members("branch"), ids=names(members("branch")))
 def test_branch(path, bench: Bench):
-    """A branch trains as many weights in each layer as its ticket, for as many steps."""
+    """A branch trains as many weights in each layer as its ticket (IN_ALL: in all), for as many steps, and stands at
+    the ticket's level; the dense network trained once more stands at level 0, once."""
     ((name, node),) = yaml.safe_load(path.read_text()).items()
     assert name == path.stem
     bench.branches = {name: hydra.utils.instantiate(node, _convert_="all")}
     trainings = bench.trainings(0.36)
-    bench.run(trainings)
-    for ticket, branch in zip(trainings[1::2], trainings[2::2], strict=True):
-        assert (ticket.branch, branch.branch) == ("ticket", name) and ticket.level == branch.level
+    assert not bench.run(trainings)
+    tickets, found = ([t for t in trainings if t.branch == branch] for branch in ("ticket", name))
+    assert len(tickets) == 2 and len(trainings) == 1 + len(tickets) + len(found)
+    if name in UNMASKED:
+        assert [(b.level, b.sparsity, b.run.mask, b.run.num_steps) for b in found] == [(0, 0.0, None, 40)]
+        return
+    for ticket, branch in zip(tickets, found, strict=True):
+        assert (branch.level, branch.sparsity) == (ticket.level, ticket.sparsity)
         if branch.run is None:
             numbers = bench.store.read(branch.stage)
             assert branch.of == "ticket" and numbers["num_kept"] == bench.store.read(ticket.stage)["num_kept"]
             assert len(numbers) > 3 and not {"replicate", "level", "branch", "of", "rewind_step"} & set(numbers)
             json.dumps(numbers, allow_nan=False)
             continue
-        masks = [value(t.run.mask, bench.store, bench.context) for t in (ticket, branch)]
-        assert masks[0].counts() == masks[1].counts()
-        assert ticket.run.num_steps == branch.run.num_steps
+        masks = [value(t.run.mask, bench.store, bench.context) for t in (branch, ticket)]
+        assert same_counts(name, *masks)
+        assert branch.run.num_steps == ticket.run.num_steps

@@ -87,6 +87,19 @@ def test_class_version_is_in_the_key():
     assert describe(Versioned(0.1)) != before
 
 
+def test_a_field_may_be_left_out_of_the_key():
+    """Metadata {"key": False}: where a thing lies is in no key, wherever the thing stands; what it is stays in."""
+
+    @dataclass(frozen=True)
+    class Found:
+        digest: str
+        path: str = dataclasses.field(metadata={"key": False})
+
+    one, moved, other = Found("a", "here"), Found("a", "there"), Found("b", "here")
+    assert add(a=[one], b=0).key == add(a=[moved], b=0).key != add(a=[other], b=0).key
+    assert describe(one).keys() == {"_target_", "version", "digest"}
+
+
 def test_stage_names_its_inputs():
     """A change anywhere upstream changes every key downstream, and an input's key stands for all behind it."""
     one, two = add(a=1, b=2), add(a=1, b=3)
