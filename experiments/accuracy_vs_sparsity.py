@@ -7,10 +7,10 @@ Command    python main.py study=accuracy_vs_sparsity; with the paper's settings:
 Cost       132 trainings of 1,000 steps
 """
 
-from experiments.tickets import figure, table
+from experiments.tickets import table
 from lth.analysis import Verdict, paired, points, verdicts, weights
 
-__all__ = ["figure", "table", "verdict"]
+__all__ = ["table", "verdict"]
 
 
 def verdict(rows):

@@ -3,27 +3,21 @@
 Claim      rewinding the weights or the learning-rate schedule gives better networks than fine-tuning at the last
            learning rate; learning-rate rewinding is at least as good as weight rewinding
 Source     Renda et al. 2020, https://arxiv.org/abs/2003.02389, figures 1 and 2
-Figure     accuracy against weights remaining, one panel a way to retrain
+Figure     accuracy_vs_sparsity, one panel a way to retrain
 Command    python main.py study=rewind_or_finetune
 Cost       90 trainings of 900 or 1,000 steps
 """
 
 import itertools
 
-from lth import plot
 from lth.analysis import Verdict, interval, points, table, weights
 
-__all__ = ["figure", "table", "verdict"]
+__all__ = ["table", "verdict"]
 NAMES = {
     "rewind=early": "weight rewinding",
     "rewind=learning_rate": "learning-rate rewinding",
     "rewind=none": "fine-tuning",
 }
-
-
-def figure(rows, stem):
-    """Write <stem>.png and <stem>.svg."""
-    return plot.accuracy_vs_sparsity(rows, stem)
 
 
 def verdict(rows):

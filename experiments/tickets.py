@@ -8,17 +8,12 @@ Command    python main.py -m prune.sparsity=0.5,0.8,0.9
 Cost       120 trainings of 1,000 steps, 82 to 126 s on two CPU cores
 """
 
-from lth import analysis, plot
+from lth import analysis
 
 
 def table(rows):
     """Accuracy of ticket and controls by level, a rich table."""
     return analysis.table(rows)
-
-
-def figure(rows, stem):
-    """Write <stem>.png and <stem>.svg."""
-    return plot.accuracy_vs_sparsity(rows, stem)
 
 
 def verdict(rows):

@@ -26,7 +26,7 @@ def figures(folder: Path, kinds: tuple[str, ...] = (".png", ".svg")) -> list[Pat
 
 def report(folder: Path, experiment: Callable[[str], Any], console: Console | None = None) -> list[dict]:
     """Print the tables and verdicts of each study and the paths of what was written; list what failed. Returns the
-    failures. experiment(study): what has its table(rows), figure(rows, stem) and verdict(rows)."""
+    failures. experiment(study): what has its table(rows), verdict(rows) and perhaps figure(rows, stem)."""
     console = console or Console()
     rows, failures = analysis.load(folder), analysis.failures(folder)
     if not rows.empty:
@@ -36,8 +36,8 @@ def report(folder: Path, experiment: Callable[[str], Any], console: Console | No
             console.print(of.table(part))
             for verdict in of.verdict(part):
                 console.print(verdict.evidence, soft_wrap=True, highlight=False, markup=False)
-            stem = folder / "report" / str(study).rpartition("/")[2]
-            drawn += [path for path in of.figure(part, stem) if path not in drawn]
+            if hasattr(of, "figure"):  # one of its own
+                drawn += of.figure(part, folder / "report" / str(study))
         for name, table in (("rows", rows), ("curves", analysis.curves(rows))):
             table.to_csv(folder / "report" / f"{name}.csv", index=False, lineterminator="\n")
             drawn.append(folder / "report" / f"{name}.csv")

@@ -293,7 +293,7 @@ def test_refused_sweep_spares_what_was_there(cwd):
 @pytest.mark.parametrize(
     "line, words",
     [
-        ("prune.sparsity=1.5", ["prune.sparsity=1.5"]),
+        pytest.param("prune.sparsity=1.5", ["prune.sparsity=1.5"], marks=pytest.mark.slow),
         ("-m prune.sparsity=0.5,1.5", ["cell 1", "prune.sparsity=1.5"]),
     ],
     ids=["job", "cell"],

@@ -205,8 +205,8 @@ class Failing:
     ("how", "workers", "cause"),
     [
         ("raise", 0, "RuntimeError: no scores today"),
-        ("raise", 2, "RuntimeError: no scores today"),
-        ("exit", 2, "SystemExit: 3"),
+        pytest.param("raise", 2, "RuntimeError: no scores today", marks=pytest.mark.slow),
+        pytest.param("exit", 2, "SystemExit: 3", marks=pytest.mark.slow),
         ("kill", 2, "its worker process died twice (signal 9)"),
     ],
 )

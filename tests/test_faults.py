@@ -208,9 +208,8 @@ def test_a_failed_job_says_how_to_go_on(tmp_path):
 # Killed
 
 
-@pytest.mark.parametrize(
-    "workers", [0, pytest.param(2, marks=pytest.mark.slow)], ids=["in the main process", "in worker processes"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2], ids=["in the main process", "in worker processes"])
 def test_killed_in_the_middle_and_resumed(tmp_path, workers):
     """Law 6: kill -9 of everything in the middle of a training; the same command again goes on from the checkpoint, and
     gives rows that are byte for byte those of an unbroken run, apart from seconds and served. No checkpoint is left."""

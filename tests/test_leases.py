@@ -75,7 +75,7 @@ def test_what_is_in_work_elsewhere_waits_until_nothing_else_is_left(bench: Bench
     assert set(order[: len(mine)]) == mine and len(order) == 2 * len(mine)
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_what_another_has_done_is_served(bench: Bench, workers: int, monkeypatch):
     """A unit that another process commits between the plan and its turn is not computed again, and is told apart."""
     monkeypatch.setattr(lth.execute, "LOOK_SECONDS", 0.05)
