@@ -272,7 +272,7 @@ class View:
             mode=mode, dir=str(self._directory), resume="allow", reinit="create_new",
             settings=wandb.Settings(
                 init_timeout=INIT_SECONDS, finish_timeout=FINISH_SECONDS, finish_timeout_raises=True,
-                disable_git=True, disable_code=True, x_disable_stats=True, **quiet,
+                disable_git=True, disable_code=True, x_disable_stats=True, x_save_requirements=False, **quiet,
             ),
         )  # fmt: skip
         for axis, names in (("step", CURVES), ("weights_remaining", SUMMARIES)):
