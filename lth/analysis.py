@@ -165,7 +165,8 @@ def verdicts(rows: pd.DataFrame) -> list[Verdict]:
         where = f"{setting}: " if setting else ""
         branches = [branch for branch in curve(part)["branch"].unique() if branch != "dense"]
         here = [_matching(part, branch) for branch in branches]
-        here += [_above(part, branch) for branch in branches if branch != "ticket" and "ticket" in branches]
+        pruned = [branch for branch in branches if (part.loc[part["branch"] == branch, "sparsity"] > 0).any()]
+        here += [_above(part, branch) for branch in pruned if branch != "ticket" and "ticket" in branches]
         found += [Verdict(where + verdict.claim, verdict.holds, where + verdict.evidence) for verdict in here]
     trained = rows[rows["of"].isna()]
     lost = trained[trained["diverged_step"].notna()].drop_duplicates("stage")

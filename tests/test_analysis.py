@@ -235,6 +235,13 @@ def test_forks_of_one_replicate_are_averaged(tmp_path):
 GOOD, BAD = [0.01, -0.01, 0.002], [-0.05, -0.051, -0.052]
 
 
+def test_a_branch_without_a_ticket_beside_it_is_not_its_rival(tmp_path):
+    """dense_order is a row of level 0: compared with dense, and with no ticket."""
+    made = [*runs({0.5: [0.0, 0.0, 0.0]}), *(row("dense_order", r, 0.0, 0.9) for r in range(3))]
+    claims = [verdict.claim for verdict in analysis.verdicts(sweep(tmp_path, made))]
+    assert claims == ["ticket matches dense", "dense_order matches dense"]
+
+
 def test_matching_is_the_paired_t_test(tmp_path):
     outcomes = set()
     for seed in range(30):
