@@ -230,20 +230,37 @@ def test_an_initialiser_that_draws_no_matrix_is_named(init):
         Mlp([8], init)
 
 
+HEAVY = {"vgg_13", "vgg_19", "resnet_34", "resnet_50", "resnet_110", "wide_resnet_16_8", "wide_resnet_28_10"}
+MODELS = [pytest.param(p, marks=[pytest.mark.slow] if p.stem in HEAVY else [], id=p.stem) for p in members("model")]
+
+
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 8, 8)])
-@pytest.mark.parametrize("path", members("model"), ids=names(members("model")))
+@pytest.mark.parametrize("path", MODELS)
 def test_model(path, shape):
-    """A plain network with logits a class, prunable weights, and weights drawn from torch's seed alone."""
+    """A plain network with logits a class and prunable weights, in the order in which they act, each with a finite
+    gradient in float32 and under bfloat16 autocast; weights are drawn from torch's seed alone, and so is a pass."""
     built = []
     for _ in range(2):
         torch.manual_seed(4)
         built.append(made(path)(shape, 7))
     one, two = built
-    logits = one(torch.randn(64, *shape))
-    assert isinstance(one, nn.Module) and logits.shape == (64, 7) and logits.min() < 0 < logits.max()
+    assert isinstance(one, nn.Module) and one.training
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
     layers = [m.weight for m in one.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
-    assert [id(weight) for weight in prunable(one).values()] == [id(weight) for weight in layers]
+    weights = prunable(one)
+    assert [id(weight) for weight in weights.values()] == [id(weight) for weight in layers]
+    assert layers[0].shape[1] in (shape[0], np.prod(shape)) and layers[-1].shape[0] == 7
+    x, y = torch.randn(4, *shape), torch.arange(4)
+    state = torch.get_rng_state()
+    for enabled in (False, True):
+        one.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled):
+            logits = one(x)
+        assert logits.shape == (4, 7) and logits.min() < 0 < logits.max()
+        nn.functional.cross_entropy(logits.float(), y).backward()
+        for name, weight in weights.items():
+            assert weight.grad is not None and torch.isfinite(weight.grad).all() and weight.grad.any(), name
+    assert torch.equal(torch.get_rng_state(), state)  # no dropout: a step is a function of state and batch (law 1)
 
 
 def test_lenet_has_the_papers_weights():

@@ -1,0 +1,67 @@
+"""Networks. A configured model is called with (input_shape, num_classes) and returns a plain nn.Module that gives
+[n, num_classes] logits: weights drawn from torch's global seed alone, prunable layers in order, the output layer last.
+
+init: how the weights of linear and convolutional layers are drawn, a function of torch.nn.init without its last
+underscore, such as xavier_normal (Gaussian Glorot), kaiming_normal (He et al. 2015), orthogonal. Biases start at zero.
+norm_init: scales of batch norms, ones, or uniform: U[0, 1), as open_lth draws them. Their shifts start at zero.
+"""
+
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+class Residual(nn.Module):
+    """y = layers(x) + shortcut(x), the identity where there is none."""
+
+    def __init__(self, *layers: nn.Module, shortcut: nn.Module | None = None):
+        super().__init__()
+        self.layers, self.shortcut = nn.Sequential(*layers), shortcut or nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x) + self.shortcut(x)
+
+
+def check(init: str = "xavier_normal", norm_init: str = "ones", **least_one: object) -> None:
+    """Raises ValueError unless `init` and `norm_init` draw weights and the others are whole numbers of at least 1."""
+    for name, number in least_one.items():
+        if not isinstance(number, int) or number < 1:
+            raise ValueError(f"model.{name}={number} must be a whole number of at least 1")
+    try:
+        with torch.random.fork_rng(devices=[]):
+            getattr(nn.init, f"{init}_")(torch.empty(2, 2))  # on "meta" it would import torch._dynamo: 1 s
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"model.init={init} draws no weights in torch.nn.init; try xavier_normal or kaiming_normal"
+        ) from error
+    if norm_init not in ("ones", "uniform"):
+        raise ValueError(f"model.norm_init={norm_init} is not one of: ones, uniform")
+
+
+def draw_(network: Network, init: str, norm_init: str = "ones") -> Network:
+    """Draw the weights of a network, or of one layer, in module order; returns it. Raises ValueError where `init`
+    cannot, as eye, which draws matrices, a convolution."""
+    for module in network.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            getattr(nn.init, f"{norm_init}_")(module.weight)
+        elif not isinstance(module, nn.Linear | nn.modules.conv._ConvNd):
+            continue
+        else:
+            try:
+                getattr(nn.init, f"{init}_")(module.weight)
+            except ValueError as error:
+                raise ValueError(f"model.init={init} draws no weights of shape {list(module.weight.shape)}") from error
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    return network
+
+
+def image(input_shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """(channels, height, width) of a data set. Raises ValueError where it has no images."""
+    if len(input_shape) != 3:
+        raise ValueError(f"this model takes images, channels x height x width; the data set has {list(input_shape)}")
+    channels, height, width = input_shape
+    return channels, height, width

@@ -1,0 +1,103 @@
+"""Any classification network of torchvision.models (https://docs.pytorch.org/vision/stable/models.html), such as the
+ResNets of He et al. 2016 (https://arxiv.org/abs/1512.03385, table 1) for ImageNet.
+
+The first convolution takes the channels of the images, the output layer gives the classes of the data set. Deviations:
+no dropout and no stochastic depth, since a training step is a function of state and batch alone (law 1); no auxiliary
+classifiers. Q K V of vit_*, in torch's nn.MultiheadAttention no layer of its own, is not prunable.
+
+With weights, random_reinit begins with them, too; save them as safetensors and take rewind=pretrained for fresh ones.
+"""
+
+import os
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+import torch
+from torch import nn
+
+from lth.mask import prunable
+from lth.model import check, draw_, image
+
+
+@dataclass(frozen=True)
+class Torchvision:
+    """name: as torchvision has it. weights: null, or a name such as IMAGENET1K_V1 or DEFAULT, downloaded on first use.
+
+    stem: of a ResNet. imagenet: 7 x 7 convolution of stride 2, max-pool; cifar: 3 x 3 of stride 1, no max-pool.
+    init: null leaves all weights as torchvision draws them, and is the only choice beside pre-trained ones.
+    """
+
+    name: str
+    weights: str | None = None
+    stem: str = "imagenet"
+    init: str | None = None
+    norm_init: str = "ones"
+
+    def __post_init__(self) -> None:
+        check(self.init or "kaiming_normal", self.norm_init)
+        if self.stem not in ("imagenet", "cifar"):
+            raise ValueError(f"model.stem={self.stem} is not one of: imagenet, cifar")
+        if self.weights is not None and (self.init or self.stem == "cifar"):
+            raise ValueError(f"model.weights={self.weights} goes with model.init=null and model.stem=imagenet only")
+
+    def __call__(self, input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
+        channels, height, width = image(input_shape)
+        if self.weights is not None and channels != 3:
+            raise ValueError(f"model.weights={self.weights} takes images of 3 channels; the data set's have {channels}")
+        network = _built(self.name, self.weights, num_classes)
+        first, *_, last = prunable(network)
+        if self.stem == "cifar":
+            if type(network).__name__ != "ResNet":
+                raise ValueError(f"model.stem=cifar is for ResNets; model.name={self.name} takes imagenet")
+            _swap(network, first, in_channels=channels, kernel_size=3, stride=1, padding=1)
+            network.maxpool = nn.Identity()
+        elif channels != 3:
+            _swap(network, first, in_channels=channels)
+        if len(weight := prunable(network)[last]) != num_classes:
+            _swap(network, last, **{"out_features" if weight.dim() == 2 else "out_channels": num_classes})
+        for module in network.modules():
+            if isinstance(module, nn.modules.dropout._DropoutNd) or type(module).__name__ == "StochasticDepth":
+                module.p = 0.0  # type: ignore
+        try:
+            with torch.no_grad():
+                network.eval()(torch.zeros(1, *input_shape))
+        except (RuntimeError, ValueError, AssertionError) as error:
+            reason = " ".join(str(error).split())[:100]
+            raise ValueError(
+                f"model.name={self.name} takes no images of {height} x {width} pixels: {reason}"
+            ) from error
+        network.train()
+        return network if self.init is None else draw_(network, self.init, self.norm_init)
+
+
+def _built(name: str, weights: str | None, num_classes: int) -> Any:
+    """The network as torchvision makes it: with num_classes, or with pre-trained weights and as many as those have."""
+    from torchvision import models
+
+    known = {"name": models.list_models(module=models), "weights": ["DEFAULT"]}
+    if name in known["name"]:
+        known["weights"] += [member.name for member in models.get_model_weights(name)]
+    for key, value in {"name": name, "weights": weights or "DEFAULT"}.items():
+        if value not in known[key]:
+            near = ", ".join(get_close_matches(value, known[key], cutoff=0.3) or known[key][:3])
+            raise ValueError(f"model.{key}={value} is not in torchvision.models; near it are {near}")
+    # classifiers for training alone, which would make the output of these two a tuple
+    alone = {"aux_logits": False, "init_weights": weights is None} if name in ("googlenet", "inception_v3") else {}
+    if weights is None:
+        return models.get_model(name, num_classes=num_classes, **alone)
+    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"  # torchvision lets torch.load execute what a file holds (law 5)
+    try:
+        return models.get_model(name, weights=weights, progress=False, **alone)
+    except (OSError, RuntimeError) as error:  # RuntimeError: a file that is not what its name promises
+        raise ValueError(f"model.weights={weights} of {name} cannot be had ({' '.join(str(error).split())[:80]}); "
+                         f"torch keeps such files in {torch.hub.get_dir()}/checkpoints") from error  # fmt: skip
+
+
+def _swap(network: nn.Module, weight: str, **changes: int) -> None:
+    """Replace the layer of a prunable weight by a fresh one with other arguments."""
+    old: Any = network.get_submodule(weight.removesuffix(".weight"))
+    kinds = ["in_channels", "out_channels", "kernel_size", "stride", "padding"]
+    kinds = ["in_features", "out_features"] if isinstance(old, nn.Linear) else kinds
+    arguments = {kind: getattr(old, kind) for kind in kinds} | changes
+    network.set_submodule(weight.removesuffix(".weight"), type(old)(**arguments, bias=old.bias is not None))
