@@ -139,6 +139,9 @@ BAD = """
     model.hidden=5                               | model | int
     model.init=foo                               | model.init=foo
     model.init=constant                          | model.init=constant
+    model=resnet_20 model.depth=21               | model.depth=21 | 6n + 2
+    model=vit_tiny model.patch=3                 | model.patch=3 | 8 x 8
+    model=torchvision model.name=resnet19        | model.name=resnet19 | resnet18
     pattern.scope=glob                           | pattern.scope=glob | global
     pattern.output=-0.1                          | pattern.output=-0.1 | [0, 1]
     pattern.output=1.5                           | pattern.output=1.5 | [0, 1]

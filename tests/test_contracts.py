@@ -230,7 +230,8 @@ def test_an_initialiser_that_draws_no_matrix_is_named(init):
         Mlp([8], init)
 
 
-HEAVY = {"vgg_13", "vgg_19", "resnet_34", "resnet_50", "resnet_110", "wide_resnet_16_8", "wide_resnet_28_10"}
+HEAVY = {"resnet_32", "resnet_44", "resnet_56", "resnet_110", "resnet_34", "resnet_50", "vgg_13", "vgg_16", "vgg_19"}
+HEAVY |= {"wide_resnet_16_8", "wide_resnet_28_10"}  # the code of lighter members
 MODELS = [pytest.param(p, marks=[pytest.mark.slow] if p.stem in HEAVY else [], id=p.stem) for p in members("model")]
 
 

@@ -38,13 +38,14 @@ class Torchvision:
         check(self.init or "kaiming_normal", self.norm_init)
         if self.stem not in ("imagenet", "cifar"):
             raise ValueError(f"model.stem={self.stem} is not one of: imagenet, cifar")
-        if self.weights is not None and (self.init or self.stem == "cifar"):
-            raise ValueError(f"model.weights={self.weights} goes with model.init=null and model.stem=imagenet only")
+        if self.weights is not None:
+            if self.init or self.stem == "cifar":
+                raise ValueError(f"model.weights={self.weights} goes with model.init=null and model.stem=imagenet only")
+            # DEFAULT by its own name: a key must say what it is, whatever the version of torchvision
+            object.__setattr__(self, "weights", _found(self.name, self.weights).name)
 
     def __call__(self, input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
         channels, height, width = image(input_shape)
-        if self.weights is not None and channels != 3:
-            raise ValueError(f"model.weights={self.weights} takes images of 3 channels; the data set's have {channels}")
         network = _built(self.name, self.weights, num_classes)
         first, *_, last = prunable(network)
         if self.stem == "cifar":
@@ -53,6 +54,8 @@ class Torchvision:
             _swap(network, first, in_channels=channels, kernel_size=3, stride=1, padding=1)
             network.maxpool = nn.Identity()
         elif channels != 3:
+            if self.weights is not None:
+                raise ValueError(f"model.weights={self.weights} takes images of 3 channels; these have {channels}")
             _swap(network, first, in_channels=channels)
         if len(weight := prunable(network)[last]) != num_classes:
             _swap(network, last, **{"out_features" if weight.dim() == 2 else "out_channels": num_classes})
@@ -71,27 +74,39 @@ class Torchvision:
         return network if self.init is None else draw_(network, self.init, self.norm_init)
 
 
+def _found(name: str, weights: str | None) -> Any:
+    """torchvision's weights of that name; None has none. Raises ValueError, with what is near, for a wrong name."""
+    from torchvision import models
+
+    def refuse(key: str, word: str, known: list[str]) -> ValueError:
+        near = ", ".join(get_close_matches(word, known, cutoff=0.3) or known[:3])
+        return ValueError(f"model.{key}={word} is not in torchvision.models; near it are {near}")
+
+    if name not in (known := models.list_models(module=models)):
+        raise refuse("name", name, known)
+    members = dict(models.get_model_weights(name).__members__)
+    if weights is not None and weights not in members:
+        raise refuse("weights", weights, list(members))
+    return members[weights] if weights is not None else None
+
+
 def _built(name: str, weights: str | None, num_classes: int) -> Any:
     """The network as torchvision makes it: with num_classes, or with pre-trained weights and as many as those have."""
     from torchvision import models
 
-    known = {"name": models.list_models(module=models), "weights": ["DEFAULT"]}
-    if name in known["name"]:
-        known["weights"] += [member.name for member in models.get_model_weights(name)]
-    for key, value in {"name": name, "weights": weights or "DEFAULT"}.items():
-        if value not in known[key]:
-            near = ", ".join(get_close_matches(value, known[key], cutoff=0.3) or known[key][:3])
-            raise ValueError(f"model.{key}={value} is not in torchvision.models; near it are {near}")
+    found = _found(name, weights)
     # classifiers for training alone, which would make the output of these two a tuple
-    alone = {"aux_logits": False, "init_weights": weights is None} if name in ("googlenet", "inception_v3") else {}
-    if weights is None:
+    alone = {"aux_logits": False, "init_weights": found is None} if name in ("googlenet", "inception_v3") else {}
+    if found is None:
         return models.get_model(name, num_classes=num_classes, **alone)
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"  # torchvision lets torch.load execute what a file holds (law 5)
     try:
-        return models.get_model(name, weights=weights, progress=False, **alone)
-    except (OSError, RuntimeError) as error:  # RuntimeError: a file that is not what its name promises
-        raise ValueError(f"model.weights={weights} of {name} cannot be had ({' '.join(str(error).split())[:80]}); "
-                         f"torch keeps such files in {torch.hub.get_dir()}/checkpoints") from error  # fmt: skip
+        return models.get_model(name, weights=found, progress=False, **alone)
+    except Exception as error:  # no network, a damaged file, a file of more than weights: torch has a class for each
+        reason = " ".join(str(error).split()).partition(". ")[0][:60]
+        raise ValueError(
+            f"model.weights={weights} cannot be had in {torch.hub.get_dir()}/checkpoints: {reason}"
+        ) from error
 
 
 def _swap(network: nn.Module, weight: str, **changes: int) -> None:
