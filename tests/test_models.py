@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.functional import conv2d, gelu, layer_norm, pad
 
 from lth.mask import Mask, prunable
+from lth.model import draw_
 from lth.model.conv import Conv
 from lth.model.mlp import Mlp, ResidualMlp
 from lth.model.resnet_cifar import Resnet
@@ -316,6 +317,12 @@ def test_initial_weights(name):
         assert not any(p.any() for n, p in model.named_parameters() if n.endswith("bias"))
 
 
+def test_one_word_for_layers_and_norms():
+    """init=uniform is U[0, 1) for layers, too, and neither is drawn as the other."""
+    model = draw_(nn.Sequential(nn.Linear(3, 4, bias=False), nn.ReLU(), nn.BatchNorm1d(4)), "uniform", "uniform")
+    assert all(0 < p.std() < 0.5 for p in (model[0].weight, model[2].weight))
+
+
 # What is refused
 
 
@@ -333,7 +340,7 @@ def refused(make, *words: str) -> None:
     (lambda: Resnet(20, "C"), ["model.shortcut=C", "A, B"]),
     (lambda: Resnet(20, width=0), ["model.width=0"]),
     (lambda: Resnet(20, norm_init="zeros"), ["model.norm_init=zeros", "ones, uniform"]),
-    (lambda: Resnet(20, init="eye")(CIFAR, 10), ["model.init=eye", "[16, 3, 3, 3]"]),
+    (lambda: Resnet(20, init="eye"), ["model.init=eye", "kaiming_normal"]),
     (lambda: Resnet(20)((40,), 10), ["images", "[40]"]),
     (lambda: Conv([[4], [0]], 3, 1, 1, []), ["model.channels=0"]),
     (lambda: Conv([[4]], 0, 1, 1, []), ["model.kernel=0"]),

@@ -32,28 +32,24 @@ def check(init: str = "xavier_normal", norm_init: str = "ones", **least_one: obj
             raise ValueError(f"model.{name}={number} must be a whole number of at least 1")
     try:
         with torch.random.fork_rng(devices=[]):
-            getattr(nn.init, f"{init}_")(torch.empty(2, 2))  # on "meta" it would import torch._dynamo: 1 s
+            for shape in ((2, 2), (2, 2, 1, 1)):  # a linear layer, a convolution
+                getattr(nn.init, f"{init}_")(torch.empty(shape))  # on "meta" it would import torch._dynamo: 1 s
     except (AttributeError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"model.init={init} draws no weights in torch.nn.init; try xavier_normal or kaiming_normal"
-        ) from error
+        near = "try xavier_normal or kaiming_normal"
+        raise ValueError(f"model.init={init} draws no weights in torch.nn.init; {near}") from error
     if norm_init not in ("ones", "uniform"):
         raise ValueError(f"model.norm_init={norm_init} is not one of: ones, uniform")
 
 
 def draw_(network: Network, init: str, norm_init: str = "ones") -> Network:
-    """Draw the weights of a network, or of one layer, in module order; returns it. Raises ValueError where `init`
-    cannot, as eye, which draws matrices, a convolution."""
+    """Draw the weights of a network, or of one layer, in module order; returns it."""
     for module in network.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        if isinstance(module, nn.Linear | nn.modules.conv._ConvNd):
+            getattr(nn.init, f"{init}_")(module.weight)
+        elif isinstance(module, nn.modules.batchnorm._BatchNorm):
             getattr(nn.init, f"{norm_init}_")(module.weight)
-        elif not isinstance(module, nn.Linear | nn.modules.conv._ConvNd):
-            continue
         else:
-            try:
-                getattr(nn.init, f"{init}_")(module.weight)
-            except ValueError as error:
-                raise ValueError(f"model.init={init} draws no weights of shape {list(module.weight.shape)}") from error
+            continue
         if module.bias is not None:
             nn.init.zeros_(module.bias)
     return network
@@ -63,5 +59,4 @@ def image(input_shape: tuple[int, ...]) -> tuple[int, int, int]:
     """(channels, height, width) of a data set. Raises ValueError where it has no images."""
     if len(input_shape) != 3:
         raise ValueError(f"this model takes images, channels x height x width; the data set has {list(input_shape)}")
-    channels, height, width = input_shape
-    return channels, height, width
+    return input_shape[0], input_shape[1], input_shape[2]

@@ -55,9 +55,7 @@ class Conv:
                 num_in, sides = size, [side + 2 * self.padding - self.kernel + 1 for side in sides]
             if min(sides) < 1:
                 size = " x ".join(map(str, input_shape[1:]))
-                raise ValueError(
-                    f"images of {size} pixels are too small for model.kernel={self.kernel}; try model.least"
-                )
+                raise ValueError(f"images of {size} are too small for model.kernel={self.kernel}; try model.least")
             if normed and index == len(self.channels):
                 layers, sides = [*layers, nn.AdaptiveAvgPool2d(1)], [1, 1]
             elif min(sides) > 1:

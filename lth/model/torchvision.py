@@ -66,10 +66,8 @@ class Torchvision:
             with torch.no_grad():
                 network.eval()(torch.zeros(1, *input_shape))
         except (RuntimeError, ValueError, AssertionError) as error:
-            reason = " ".join(str(error).split())[:100]
-            raise ValueError(
-                f"model.name={self.name} takes no images of {height} x {width} pixels: {reason}"
-            ) from error
+            size, reason = f"{height} x {width}", " ".join(str(error).split())[:100]
+            raise ValueError(f"model.name={self.name} takes no images of {size} pixels: {reason}") from error
         network.train()
         return network if self.init is None else draw_(network, self.init, self.norm_init)
 
@@ -78,16 +76,14 @@ def _found(name: str, weights: str | None) -> Any:
     """torchvision's weights of that name; None has none. Raises ValueError, with what is near, for a wrong name."""
     from torchvision import models
 
-    def refuse(key: str, word: str, known: list[str]) -> ValueError:
-        near = ", ".join(get_close_matches(word, known, cutoff=0.3) or known[:3])
-        return ValueError(f"model.{key}={word} is not in torchvision.models; near it are {near}")
-
-    if name not in (known := models.list_models(module=models)):
-        raise refuse("name", name, known)
-    members = dict(models.get_model_weights(name).__members__)
-    if weights is not None and weights not in members:
-        raise refuse("weights", weights, list(members))
-    return members[weights] if weights is not None else None
+    known = {"name": models.list_models(module=models), "weights": []}
+    if name in known["name"]:
+        known["weights"] = list(models.get_model_weights(name).__members__)
+    for key, word in {"name": name, "weights": weights}.items():
+        if word is not None and word not in known[key]:
+            near = ", ".join(get_close_matches(word, known[key], cutoff=0.3) or known[key][:3])
+            raise ValueError(f"model.{key}={word} is not in torchvision.models; near it are {near}")
+    return models.get_model_weights(name)[weights] if weights is not None else None
 
 
 def _built(name: str, weights: str | None, num_classes: int) -> Any:
@@ -103,10 +99,8 @@ def _built(name: str, weights: str | None, num_classes: int) -> Any:
     try:
         return models.get_model(name, weights=found, progress=False, **alone)
     except Exception as error:  # no network, a damaged file, a file of more than weights: torch has a class for each
-        reason = " ".join(str(error).split()).partition(". ")[0][:60]
-        raise ValueError(
-            f"model.weights={weights} cannot be had in {torch.hub.get_dir()}/checkpoints: {reason}"
-        ) from error
+        reason, folder = " ".join(str(error).split()).partition(". ")[0][:60], f"{torch.hub.get_dir()}/checkpoints"
+        raise ValueError(f"model.weights={weights} cannot be had in {folder}: {reason}") from error
 
 
 def _swap(network: nn.Module, weight: str, **changes: int) -> None:

@@ -56,20 +56,15 @@ class Vit:
             raise ValueError(f"model.num_heads={self.num_heads} must divide model.width={self.width}")
 
     def __call__(self, input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
-        (channels, height, width), size = image(input_shape), self.width
-        if height % self.patch or width % self.patch:
-            raise ValueError(
-                f"model.patch={self.patch} must divide both sides of the images, {height} x {width} pixels"
-            )
-        blocks: list[nn.Module] = []
+        (channels, *sides), size = image(input_shape), self.width
+        if any(side % self.patch for side in sides):
+            raise ValueError(f"model.patch={self.patch} must divide the images, {sides[0]} x {sides[1]} pixels")
+        body = nn.Sequential()
         for _ in range(self.depth):
             mlp = nn.Linear(size, 4 * size), nn.GELU(), nn.Linear(4 * size, size)
-            blocks += [
-                Residual(nn.LayerNorm(size), Attention(size, self.num_heads)),
-                Residual(nn.LayerNorm(size), *mlp),
-            ]
-        embed = nn.Conv2d(channels, size, self.patch, self.patch)
-        num_patches, body = height // self.patch * (width // self.patch), nn.Sequential(*blocks, nn.LayerNorm(size))
-        network = draw_(_Network(embed, num_patches, size, body, num_classes), self.init)
-        nn.init.trunc_normal_(network.positions, std=0.02)  # as DeiT draws them
+            body.append(Residual(nn.LayerNorm(size), Attention(size, self.num_heads)))
+            body.append(Residual(nn.LayerNorm(size), *mlp))
+        embed, num_patches = nn.Conv2d(channels, size, self.patch, self.patch), sides[0] * sides[1] // self.patch**2
+        network = _Network(embed, num_patches, size, body.append(nn.LayerNorm(size)), num_classes)
+        nn.init.trunc_normal_(draw_(network, self.init).positions, std=0.02)  # as DeiT draws them
         return network
