@@ -82,14 +82,11 @@ def _pursue(stages: list[Stage], store: Store, context: Context, tell: Tell, eve
     stop = first + (run.num_steps if results or movements else max(wanted))
     moved = {name: torch.zeros_like(weight) for name, weight in prunable(model).items()} if movements else {}
     resumed = store.resume(unit_of(stages[0]))
-    # A checkpoint is of use unless a state asked for lies before it, or it did not sum the movement that is asked for
-    if (
-        resumed
-        and all(first + step > resumed[1]["step"] for step in wanted)
-        and moved.keys() <= set(_movement(resumed))
-    ):
+    carried = _movement(resumed[0]) if resumed else {}
+    # A checkpoint is of use unless a state asked for lies before it, or it has not summed the movement asked for
+    if resumed and all(first + step > resumed[1]["step"] for step in wanted) and moved.keys() <= carried.keys():
         start, before, spent = _unpack(*resumed)
-        moved = {name: _movement(resumed)[name].to(context.device) for name in moved}
+        moved = {name: carried[name].to(context.device) for name in moved}
         for point in before.points:
             tell("point", named.result.key, point, (point["step"] - first) / run.num_steps)
     started = saved = time.perf_counter()
@@ -126,8 +123,8 @@ def _pack(state: TrainState, history: History, seconds: float, moved: dict[str, 
     return tensors | best, meta | {"points": history.points, "best_step": history.best_step, "seconds": seconds}
 
 
-def _movement(checkpoint: tuple[dict, dict]) -> dict[str, Tensor]:
-    return {n.removeprefix("movement:"): t for n, t in checkpoint[0].items() if n.startswith("movement:")}
+def _movement(tensors: dict) -> dict[str, Tensor]:
+    return {name.removeprefix("movement:"): t for name, t in tensors.items() if name.startswith("movement:")}
 
 
 def _unpack(tensors: dict, meta: dict) -> tuple[TrainState, History, float]:

@@ -135,7 +135,7 @@ def refused(criterion, model, data) -> bool:
     return False
 
 
-BATCHLESS = {"early_bird"}  # criteria that need batch norm
+NEED_BATCH_NORM = {"early_bird"}
 
 
 @pytest.mark.parametrize("network", [Conv, lambda: nn.Sequential(nn.Flatten(), nn.Linear(16, 5), nn.Linear(5, 3))])
@@ -145,7 +145,7 @@ def test_criterion(path, network):
     global generator neither. Or it is refused in one line, where there is no batch norm."""
     criterion, model, data = made(path), network(), blobs(1600).normalised("cpu").train
     assert name_of(criterion) == path.stem and isinstance(getattr(criterion, "reads", ()), tuple)
-    assert refused(criterion, model, data) == (path.stem in BATCHLESS and network is not Conv)
+    assert refused(criterion, model, data) == (path.stem in NEED_BATCH_NORM and network is not Conv)
     if refused(criterion, model, data):
         return
     read = reading(criterion, model)

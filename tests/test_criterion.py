@@ -365,6 +365,27 @@ def test_early_bird_finds_the_batch_norm_behind():
         EarlyBird().check(relu_net(4, 3, 2), DATA)
 
 
+@dataclass(frozen=True)
+class Normed:
+    """16 inputs, 8 units with batch norm, 3 classes."""
+
+    def __call__(self, input_shape, num_classes):
+        return nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, num_classes))
+
+
+def test_early_bird_takes_the_units_of_small_scale(bench: Bench):
+    """38 of 152 weights: all of the two units whose trained scale is smallest, 6 of the third, none of the outputs."""
+    bench = dataclasses.replace(
+        bench, model=Normed(), criterion=EarlyBird(), branches={}, pattern=Unstructured("global")
+    )
+    lab, dense = bench.lab(), bench.trainings(0.0)[0]
+    drawn = lab.prune(dense.run, lab.dense_mask(), 0.25, "criterion", 1)
+    assert not bench.run([dense], also=[drawn])
+    order = bench.store.read(dense.run.end).params["2.weight"].abs().argsort()
+    counts = bench.store.read(drawn)["1.weight"].sum(1)[order].tolist()
+    assert counts == [0, 0, 10, 16, 16, 16, 16, 16] and bench.store.read(drawn).counts()["4.weight"] == 24
+
+
 # Samples
 
 
@@ -516,7 +537,7 @@ def test_movement_of_a_stored_run_trains_it_once_more(bench: Bench):
 
 
 @dataclass
-class Early0(Bench):
+class AtInit(Bench):
     """A bench that prunes at initialisation."""
 
     def lab(self, replicate: int = 0):
@@ -527,7 +548,7 @@ class Early0(Bench):
 def test_masks_at_initialisation_need_no_training(bench: Bench, criterion):
     """Nothing behind a ticket's result is a training but its own; levels are nested and drawn from the initial weights;
     the one-shot branch is the ticket of that schedule."""
-    bench = Early0(bench.store, criterion=criterion, branches={"one_shot": OneShot()}, pattern=Unstructured("global"))
+    bench = AtInit(bench.store, criterion=criterion, branches={"one_shot": OneShot()}, pattern=Unstructured("global"))
     dense, first, _, second, single = bench.trainings(0.36)
     for entry in (first, second, single):
         runs = {stage.inputs["run"].unit for stage in ancestors([entry.stage]) if "run" in stage.inputs}
@@ -545,7 +566,7 @@ def test_masks_at_initialisation_need_no_training(bench: Bench, criterion):
 
 def test_rewind_is_free_where_masks_need_no_training(bench: Bench):
     """A mask of the initial weights, a ticket that restarts at step 10 of the dense run: only the start needs it."""
-    bench = Early0(bench.store, rewind=Early(10), branches={})
+    bench = AtInit(bench.store, rewind=Early(10), branches={})
     dense, ticket = bench.trainings(0.2)
     assert {s.inputs["step"] for s in ancestors([ticket.stage]) if s.inputs.get("run") is dense.run} == {10}
     assert not [s for s in ancestors([ticket.run.mask]) if "run" in s.inputs]
@@ -554,7 +575,7 @@ def test_rewind_is_free_where_masks_need_no_training(bench: Bench):
 @pytest.mark.parametrize("criterion", [Movement(), EarlyBird(), Zhou("magnitude_increase"), Zhou("movement_abs")])
 def test_what_needs_training_is_refused_at_initialisation(bench: Bench, criterion):
     word = {"Movement": "movement", "EarlyBird": "early_bird"}.get(type(criterion).__name__) or criterion.name
-    bench = Early0(bench.store, criterion=criterion)
+    bench = AtInit(bench.store, criterion=criterion)
     with pytest.raises(ValueError, match=rf"^criterion={word} needs a trained network; prune.when=init has none$"):
         bench.trainings()
 

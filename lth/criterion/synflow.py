@@ -16,26 +16,22 @@ higher, and so small (1e-300) that sums do not feel it. As in the paper: pattern
 prune.when=init.
 """
 
-import copy
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from lth.criterion import check_counts
+from lth.criterion import check_counts, copied
 from lth.mask import Mask, num_kept, top_k
 
 
-def _linear(model: nn.Module) -> nn.Module:
-    network = copy.deepcopy(model)
-    network = (network.cpu() if next(network.parameters()).is_mps else network).double().eval()  # mps has no float64
+def _linearise_(network: nn.Module) -> None:
     for name, parameter in network.named_parameters():
         parameter.data = parameter.data.abs() * (name.rpartition(".")[2] != "bias")
     for module in network.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             zeros = next(network.parameters()).new_zeros(module.num_features)
             module.running_mean, module.running_var = zeros, zeros + 1 - module.eps
-    return network
 
 
 @dataclass(frozen=True)
@@ -48,15 +44,16 @@ class Synflow:
     __post_init__ = check_counts
 
     def __call__(self, model, state, mask, data, rng, sparsity):
-        network, n = _linear(model), self.num_iterations
-        params = dict(network.named_parameters())
-        weights = [params[name] for name in mask]
+        network, named = copied(model, mask, training=False)
+        (network.cpu() if next(network.parameters()).is_mps else network).double()  # mps has no float64
+        _linearise_(network)
+        weights, n = list(named.values()), self.num_iterations
         ones = weights[0].new_ones(1, *data.x.shape[1:])
         ratio = min(1.0, num_kept(sparsity, mask.num_total) / mask.num_kept)
         kept = torch.cat([k.reshape(-1) for k in mask.values()])
         scores = below = torch.zeros(len(kept), dtype=torch.float64)
         for i in range(1, n + 1):
-            Mask(_parts(kept, mask)).apply_(params)
+            Mask(_parts(kept, mask)).apply_(named)
             slopes = torch.autograd.grad(network(ones).sum(), weights)
             scores = torch.cat([(w.detach() * g).reshape(-1).cpu() for w, g in zip(weights, slopes, strict=True)])
             if i < n:
