@@ -133,18 +133,21 @@ def test_grasp_by_hand():
 
 def test_grasp_keeps_what_the_gradient_flow_needs():
     """The sign: shrinking a weight by the part e changes |g|^2 by -2 e score. So where the score is lowest the flow
-    gains most, and that weight goes first. The flow by its closed form for a linear softmax."""
+    gains most, and that weight goes first. The flow, that of the kept weights, by its closed form for a linear
+    softmax."""
 
-    def flow(w: Tensor) -> float:
-        return float((((softmax(X, w) - torch.eye(2, **F64)[Y]).T @ X / 4) ** 2).sum())
+    def flow(w: Tensor, kept: Tensor) -> float:
+        return float((((softmax(X, w) - torch.eye(2, **F64)[Y]).T @ X / 4)[kept] ** 2).sum())
 
     signs = set()
-    for w in (W, torch.tensor([[1.0, -0.5], [0.2, 0.9]], **F64)):
-        found = scored(Grasp(**ALL, temperature=1.0), nn.Sequential(linear(w.tolist(), 2, 2)), DATA)["0.weight"]
+    whole, some = torch.ones(2, 2, dtype=torch.bool), torch.tensor([[True, True], [False, True]])
+    for w, kept in ((W, whole), (W * some, some), (torch.tensor([[1.0, -0.5], [0.2, 0.9]], **F64), whole)):
+        model = nn.Sequential(linear(w.tolist(), 2, 2))
+        found = scored(Grasp(**ALL, temperature=1.0), model, DATA, Mask({"0.weight": kept}))["0.weight"]
         for index, score in enumerate(found.flatten().tolist()):
             e, change = 1e-6, torch.zeros(4, **F64)
             change[index] = 1
-            there, back = (flow(w * (1 - sign * e * change.reshape(2, 2))) for sign in (1, -1))
+            there, back = (flow(w * (1 - sign * e * change.reshape(2, 2)), kept) for sign in (1, -1))
             assert (there - back) / (2 * e) == pytest.approx(-2 * score, rel=1e-5)
             signs.add(score > 0)
     assert signs == {True, False}
