@@ -353,17 +353,17 @@ def test_equal_percentiles_are_the_papers_quadrant():
 
 
 def test_early_bird_finds_the_batch_norm_behind():
-    """Conv -> its batch norm, not the one of the layer after; linear -> none, where a conv comes between them."""
+    """Conv -> the first batch norm behind it, not a second one, not that of the layer after; linear -> none."""
     model = nn.Sequential(
         nn.Conv2d(1, 2, 1), nn.ReLU(), nn.BatchNorm2d(2), nn.Conv2d(2, 2, 1), nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3),
-        nn.Flatten(), nn.Linear(3, 2),
+        nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(3, 2),
     )  # fmt: skip
     model[2].weight.data = torch.tensor([0.5, -2.0])
     model[5].weight.data = torch.tensor([0.0, 1.0, -0.25])
     found = scored(EarlyBird(), model, images(1, 1, 1))
     assert found["0.weight"].flatten().tolist() == [0.5, 2.0]
     assert found["4.weight"].reshape(3, 2).tolist() == [[0, 0], [1, 1], [0.25, 0.25]]
-    assert (found["3.weight"] == 3).all() and (found["7.weight"] == 3).all()
+    assert (found["3.weight"] == 3).all() and (found["8.weight"] == 3).all()
     with pytest.raises(ValueError, match=r"^criterion=early_bird needs batch norm behind a layer; [^\n]*$"):
         EarlyBird().check(relu_net(4, 3, 2), DATA)
 
