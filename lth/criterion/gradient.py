@@ -9,6 +9,8 @@ The signs of GraSP: a step d changes the flow |g|^2 by 2 d' H g, so removing w, 
 paper's S = -w (H g) is half of that; the highest S are removed, which helps the flow or costs it least. Here the
 highest survive: -S. g and H are of the kept prunable weights, of L with its logits divided by `temperature`. As in the
 papers, SNIP and GraSP go with pattern.scope=global prune=one_shot prune.when=init.
+
+The sample: num_batches of per_class examples of every class or, per_class=0, of batch_size of any. temperature > 0.
 """
 
 from dataclasses import dataclass
@@ -18,8 +20,6 @@ from lth.criterion import check_counts, check_sample, copied, gradients, sample
 
 @dataclass(frozen=True)
 class Gradient:
-    """num_batches batches with per_class examples of every class, or, per_class=0, with batch_size of any."""
-
     num_batches: int
     batch_size: int
     per_class: int
@@ -34,8 +34,6 @@ class Gradient:
 
 @dataclass(frozen=True)
 class Snip:
-    """num_batches batches with per_class examples of every class, or, per_class=0, with batch_size of any."""
-
     num_batches: int
     batch_size: int
     per_class: int
@@ -51,9 +49,6 @@ class Snip:
 
 @dataclass(frozen=True)
 class Grasp:
-    """num_batches batches with per_class examples of every class, or, per_class=0, with batch_size of any.
-    temperature: above 0."""
-
     num_batches: int
     batch_size: int
     per_class: int

@@ -64,6 +64,5 @@ class Hessian:
                 yield {name: signs[name] * kept / self.num_vectors**0.5 for name, kept in mask.items()}
         for name, kept in mask.items() if self.method == "exact" else ():
             for index in kept.flatten().nonzero().flatten().tolist():
-                z = {other: torch.zeros(k.shape) for other, k in mask.items()}
-                z[name].view(-1)[index] = 1.0
-                yield z
+                flat = {other: torch.arange(k.numel()) == (index if other == name else -1) for other, k in mask.items()}
+                yield {other: one.reshape(mask[other].shape) for other, one in flat.items()}
