@@ -105,7 +105,7 @@ def build(cfg: DictConfig, settings: DictConfig) -> Job:
         sparsities, entries = prune(), []
         for replicate in range(config["replicates"]):
             plugins = criterion, pattern, rewind, branches
-            lab = Lab(model, source, recipe, *plugins, device.kind, config["seed"], replicate)
+            lab = Lab(model, source, recipe, *plugins, device.kind, config["seed"], replicate, prune.when)
             entries += iterative(lab, sparsities, chosen_levels(levels, sparsities))
         entries.sort(key=lambda entry: entry.level)  # stable: level, replicate, branch, as they are computed
     except (ValueError, StoreError) as error:
@@ -117,7 +117,10 @@ def build(cfg: DictConfig, settings: DictConfig) -> Job:
             return
         try:
             recipe.check_optimizer()
-            _check_pattern(pattern, context.model(model, source), [0.0, *sparsities][-1])
+            network = context.model(model, source)
+            _check_pattern(pattern, network, [0.0, *sparsities][-1])
+            if sparsities and hasattr(criterion, "check"):
+                criterion.check(network, data.train)
         except ValueError as error:
             raise InputError(_first_line(error)) from error
 

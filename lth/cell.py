@@ -251,12 +251,13 @@ def save_tickets(cell: Cell, store: Store, context: Context, folder: Path) -> li
 
 
 def drop_states(cells: Iterable[Cell], store: Store) -> None:
-    """keep=tickets: forget the states at the end of training, but for those that the cells' tickets start from; masks,
-    start states, numbers and curves stay. They can be made again, at the price of their training, when a later command
-    builds on them."""
+    """keep=tickets: forget states at the end of training, and movements, but for those that the cells' tickets start
+    from; masks, start states, numbers and curves stay. They can be made again, at the price of their training, when a
+    later command builds on them."""
     cells = list(cells)
     kept = {stage.key for cell in cells for t in cell.tickets if t.ticket for stage in stored(t.ticket.start)}
     behind = ancestors(entry.stage for cell in cells for entry in cell.entries)
-    ends = {stage.inputs["run"].end.key for stage in behind if "run" in stage.inputs}
+    runs = [stage.inputs["run"] for stage in behind if "run" in stage.inputs]
+    ends = {stage.key for run in runs for stage in (run.end, run.movement)}
     for key in ends - kept:
         store.drop(key)

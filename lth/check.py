@@ -16,9 +16,10 @@ class InputError(ValueError):
 
 def check_fields(thing: Any, where: str) -> None:
     """Raises InputError unless the fields of a configured thing are of the kinds that its class declares."""
-    for name, kind in typing.get_type_hints(type(thing)).items():
+    kinds = typing.get_type_hints(type(thing))
+    for name in (field.name for field in dataclasses.fields(thing)):
         value = getattr(thing, name)
-        check_kind(value, kind, f"{where}.{name}")
+        check_kind(value, kinds[name], f"{where}.{name}")
         if dataclasses.is_dataclass(value):
             check_fields(value, f"{where}.{name}")
 

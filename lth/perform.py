@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lth.data import Data, Source
-from lth.stage import Diverged, Stage, substitute
+from lth.mask import prunable
+from lth.stage import Diverged, Stage, Tensors, substitute
 from lth.store import Store
-from lth.train import History, Run, TrainState, measure, train, unit_of
+from lth.train import History, Run, TrainState, measure, movement, result, train, unit_of
 
 Tell = Callable[..., None]
 
@@ -71,24 +72,27 @@ def perform(stages: list[Stage], store: Store, context: Context, tell: Tell, che
 
 
 def _pursue(stages: list[Stage], store: Store, context: Context, tell: Tell, every: float, about: dict) -> None:
-    """One pass over a run that commits its states asked for as they come, and its result at the end."""
+    """One pass over a run that commits its states asked for as they come, its movement and its result at the end."""
     named: Run = stages[0].inputs["run"]
     run: Any = substitute(named, lambda stage: value(stage, store, context))
     wanted = {stage.inputs["step"]: stage for stage in stages if "step" in stage.inputs}
-    results = [stage for stage in stages if "step" not in stage.inputs]
+    results, movements = ([s for s in stages if s.task is task] for task in (result, movement))
     data, model = context.data(run.data), context.model(run.model, run.data)
     start, before, spent, first = run.start, History(), 0.0, run.start.step
-    stop = first + (run.num_steps if results else max(wanted))
+    stop = first + (run.num_steps if results or movements else max(wanted))
+    moved = {name: torch.zeros_like(weight) for name, weight in prunable(model).items()} if movements else {}
     resumed = store.resume(unit_of(stages[0]))
-    # A checkpoint is of use unless a state asked for lies before it
-    if resumed and all(first + step > resumed[1]["step"] for step in wanted):
+    carried = _movement(resumed[0]) if resumed else {}
+    # A checkpoint is of use unless a state asked for lies before it, or it has not summed the movement asked for
+    if resumed and all(first + step > resumed[1]["step"] for step in wanted) and moved.keys() <= carried.keys():
         start, before, spent = _unpack(*resumed)
+        moved = {name: carried[name].to(context.device) for name in moved}
         for point in before.points:
             tell("point", named.result.key, point, (point["step"] - first) / run.num_steps)
     started = saved = time.perf_counter()
     stops = {first + step for step in wanted}
     history = before
-    for step, state, history in train(model, start, run.mask, run.recipe, data, run.order, stop, stops, before):
+    for step, state, history in train(model, start, run.mask, run.recipe, data, run.order, stop, stops, before, moved):
         seconds = spent + time.perf_counter() - started
         evaluated = history.points and history.points[-1]["step"] == step
         if evaluated:
@@ -98,23 +102,32 @@ def _pursue(stages: list[Stage], store: Store, context: Context, tell: Tell, eve
         if step - first in wanted:
             store.commit(wanted.pop(step - first), state(), about | {"seconds": seconds})
         if evaluated and step < stop and time.perf_counter() - saved >= every:
-            store.checkpoint(unit_of(stages[0]), step, _pack(state(), history, seconds))
+            store.checkpoint(unit_of(stages[0]), step, _pack(state(), history, seconds, moved))
             saved = time.perf_counter()
-    for stage in wanted.values():
+    diverged = history.diverged_step is not None
+    for stage in [*wanted.values(), *(movements if diverged else ())]:
         store.commit(stage, Diverged(history.diverged_step or 0), about | {"seconds": 0.0})
+    for stage in movements if not diverged else ():
+        summed = Tensors({name: tensor.cpu() for name, tensor in moved.items()})
+        store.commit(stage, summed, about | {"seconds": spent + time.perf_counter() - started})
     for stage in results:
         numbers = measure(model, run.mask, history, data, first)
         store.commit(stage, numbers, about | {"seconds": spent + time.perf_counter() - started})
     store.finished(unit_of(stages[0]))
 
 
-def _pack(state: TrainState, history: History, seconds: float) -> tuple[dict, dict]:
+def _pack(state: TrainState, history: History, seconds: float, moved: dict[str, Tensor]) -> tuple[dict, dict]:
     tensors, meta = state.pack()
     best = {f"best:{name}": tensor for name, tensor in history.best.items()}
+    best |= {f"movement:{name}": tensor.cpu() for name, tensor in moved.items()}
     return tensors | best, meta | {"points": history.points, "best_step": history.best_step, "seconds": seconds}
+
+
+def _movement(tensors: dict) -> dict[str, Tensor]:
+    return {name.removeprefix("movement:"): t for name, t in tensors.items() if name.startswith("movement:")}
 
 
 def _unpack(tensors: dict, meta: dict) -> tuple[TrainState, History, float]:
     best = {name.removeprefix("best:"): tensor for name, tensor in tensors.items() if name.startswith("best:")}
-    state = TrainState.unpack({n: t for n, t in tensors.items() if not n.startswith("best:")}, meta)
+    state = TrainState.unpack({n: t for n, t in tensors.items() if not n.startswith(("best:", "movement:"))}, meta)
     return state, History(meta["points"], meta["best_step"], best), meta["seconds"]

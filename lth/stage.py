@@ -154,6 +154,17 @@ class Numbers(dict):
         return cls(meta)
 
 
+class Tensors(dict):
+    """A stage's value that is tensors, by name."""
+
+    def pack(self) -> tuple[dict, dict]:
+        return dict(self), {}
+
+    @classmethod
+    def unpack(cls, tensors: dict, meta: dict) -> "Tensors":
+        return cls(tensors)
+
+
 def _finite(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _finite(item) for name, item in value.items()}

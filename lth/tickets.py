@@ -9,15 +9,17 @@
 
 from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 
 from lth import seeds
+from lth.criterion import name_of
 from lth.data import Source
 from lth.mask import Mask
 from lth.recipe import Recipe
-from lth.stage import Stage, task
+from lth.stage import Stage, Tensors, task
 from lth.train import Run, TrainState, load
 
 
@@ -27,7 +29,7 @@ class Ticket:
 
     level, sparsity: its place in the chain. mask: Stage of a Mask. start: Stage of the TrainState it restarts from, at
     rewind_step of the schedule; num_steps: how long it is trained. dense: the dense run of its replicate. pruned: Stage
-    of the trained state that its mask was drawn from.
+    of the state that its mask was drawn from: the trained one before it, or, prune.when=init, the origin.
     """
 
     level: int
@@ -77,6 +79,11 @@ class Lab:
     device: str
     base_seed: int
     replicate: int
+    when: str = "trained"  # prune.when: of what weights masks are drawn
+
+    def __post_init__(self) -> None:
+        if self.when == "init" and getattr(self.criterion, "needs_training", False):
+            raise ValueError(f"criterion={name_of(self.criterion)} needs a trained network; prune.when=init has none")
 
     def seed(self, *names: str | int) -> int:
         return seeds.seed(self.base_seed, self.replicate, *names)
@@ -84,6 +91,11 @@ class Lab:
     def initialise(self, *names: str | int) -> Stage:
         """Fresh weights, by their name: "init" are the replicate's own."""
         return initialise(model=self.model, data=self.data, seed=self.seed(*names))
+
+    @cached_property
+    def origin(self) -> Stage:
+        """What the dense network begins with."""
+        return self.rewind.origin(self)
 
     def run(self, start: Stage, mask: Stage | None, num_steps: int, *order: str | int) -> Run:
         """Training from `start` under `mask` (None: dense), in the replicate's own data order or in a named one."""
@@ -97,11 +109,21 @@ class Lab:
     def dense_mask(self) -> Stage:
         return dense_mask(model=self.model, data=self.data)
 
-    def prune(self, trained: Stage, mask: Stage, sparsity: float, *names: str | int) -> Stage:
-        """The mask inside `mask` that the criterion and the pattern draw from a trained state, with a named seed."""
+    def pruned(self, run: Run) -> Stage:
+        """The state that masks are drawn from after `run`: its end, or, prune.when=init, the origin."""
+        return self.origin if self.when == "init" else run.end
+
+    def prune(self, run: Run, mask: Stage, sparsity: float, *names: str | int) -> Stage:
+        """The mask inside `mask` that the criterion and the pattern draw after `run`, with a named seed.
+
+        Its key holds of the origin and of the run's movement what the criterion reads.
+        """
+        reads = getattr(self.criterion, "reads", ())
+        read = {"origin": self.origin} if "origin" in reads else {}
+        read |= {"movement": run.movement} if "movement" in reads else {}
         return prune(
-            model=self.model, data=self.data, state=trained, mask=mask, sparsity=sparsity, criterion=self.criterion,
-            pattern=self.pattern, seed=self.seed(*names), batch_size=self.recipe.batch_size, device=self.device,
+            model=self.model, data=self.data, state=self.pruned(run), mask=mask, sparsity=sparsity,
+            criterion=self.criterion, pattern=self.pattern, seed=self.seed(*names), device=self.device, **read,
         )  # fmt: skip
 
 
@@ -112,13 +134,13 @@ def iterative(lab: Lab, sparsities: list[float], levels: Container[int] | None =
     """
     rewind = lab.rewind
     k, num_steps = rewind.step(lab.recipe), rewind.num_steps(lab.recipe)
-    dense = lab.run(rewind.origin(lab), None, int(lab.recipe.steps))
+    dense = lab.run(lab.origin, None, int(lab.recipe.steps))
     yield Entry(lab.replicate, 0, "dense", 0.0, 0, dense.result, run=dense)
 
-    mask, trained, seen = lab.dense_mask(), dense.end, set()
+    mask, run, seen = lab.dense_mask(), dense, set()
     for level, sparsity in enumerate(sparsities, start=1):
-        mask = lab.prune(trained, mask, sparsity, "criterion", level)
-        ticket = Ticket(level, sparsity, mask, rewind(dense, trained), k, num_steps, dense, trained)
+        mask = lab.prune(run, mask, sparsity, "criterion", level)
+        ticket = Ticket(level, sparsity, mask, rewind(dense, run.end), k, num_steps, dense, lab.pruned(run))
         run = lab.train(ticket)
         yield Entry(lab.replicate, level, "ticket", sparsity, k, run.result, run=run, ticket=ticket)
         for name, branch in lab.branches.items() if levels is None or level in levels else ():
@@ -126,7 +148,6 @@ def iterative(lab: Lab, sparsities: list[float], levels: Container[int] | None =
                 if entry.stage.key not in seen:
                     seen.add(entry.stage.key)
                     yield entry
-        trained = run.end
 
 
 def _entries(name: str, found: Run | Mapping[str, Stage], ticket: Ticket, lab: Lab) -> Iterator[Entry]:
@@ -154,20 +175,27 @@ def dense_mask(context: Any, model: Any, data: Source) -> Mask:
     return Mask.dense(context.model(model, data))
 
 
-@task(version=1, value=Mask)
+@task(version=2, value=Mask)
 def prune(
     context: Any, model: Any, data: Source, state: TrainState, mask: Mask, sparsity: float, criterion: Any,
-    pattern: Any, seed: int, batch_size: int, device: str,
+    pattern: Any, seed: int, device: str, origin: TrainState | None = None, movement: Tensors | None = None,
 ) -> Mask:  # fmt: skip
     """The mask of the next level: `pattern` ranks what `criterion` scores, among the weights that `mask` still keeps.
 
-    The criterion sees the network as it was trained, its removed weights at zero, in training mode.
+    origin, movement: where the criterion reads them (see lth/criterion/__init__.py). Raises ValueError for scores that
+    are not finite, and where all survivors of a layer had one score and some had to go: position would have chosen.
     """
     network = context.model(model, data)
     load(network, state.params, state.buffers)
-    batches = context.data(data).batches(seeds.seed(seed, 0, "batches"), batch_size)
-    scores = criterion(network, state, mask, batches, seeds.generator(seed))
+    known = {"origin": origin, "movement": movement, "sparsity": sparsity}
+    read = {name: known[name] for name in getattr(criterion, "reads", ())}
+    found = criterion(network, state, mask, context.data(data).train, seeds.generator(seed), **read)
+    scores = {name: found[name].detach().cpu() for name in mask}
     for name, kept in mask.items():
         if not torch.isfinite(scores[name][kept]).all():
-            raise ValueError(f"criterion {type(criterion).__name__} gave {name} scores that are not finite")
-    return pattern({name: scores[name].detach().cpu() for name in mask}, mask, sparsity)
+            raise ValueError(f"criterion={name_of(criterion)} gave {name} scores that are not finite")
+    drawn = pattern(scores, mask, sparsity)
+    for (name, num_left), kept in zip(drawn.counts().items(), mask.values(), strict=True):
+        if 0 < num_left < int(kept.sum()) and scores[name][kept].min() == scores[name][kept].max():
+            raise ValueError(f"criterion={name_of(criterion)} gave all of {name} one score: nothing says which to keep")
+    return drawn

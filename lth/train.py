@@ -22,7 +22,7 @@ from torch.nn.functional import cross_entropy
 from lth.data import Data, Source, Split
 from lth.mask import Mask
 from lth.recipe import Recipe
-from lth.stage import Numbers, Stage, describe, digest, task
+from lth.stage import Numbers, Stage, Tensors, describe, digest, task
 
 
 @dataclass(frozen=True)
@@ -123,6 +123,7 @@ def train(
     stop: int,
     stops: Collection[int] = (),
     history: History | None = None,
+    movement: Mapping[str, Tensor] | None = None,
 ) -> Iterator[tuple[int, Callable[[], TrainState], History]]:
     """Train `model` from `start` to step `stop` under `mask`.
 
@@ -130,6 +131,8 @@ def train(
     (every recipe.eval_every steps and at the end) and at each of `stops`; state() copies the state as it is there.
     A start with its `history` goes on as if it had never stopped (law 1); such a start lies on an evaluation step.
     A loss that is not finite ends the run: history.diverged_step is the step after which it was seen.
+    movement: tensors by the names of weights, on the device, from which each step takes w * dL/dw in place (Sanh et al.
+    2020, https://arxiv.org/abs/2005.07683); what they were at the start goes on (law 1).
     """
     history = history if history is not None else History()
     load(model, start.params, start.buffers)
@@ -151,6 +154,7 @@ def train(
     pruned = list(mask) if mask is not None and mask.sparsity > 0 else []
     masked = [params[name] for name in pruned]
     masks = [mask[name].to(params[name].device, params[name].dtype) for name in pruned] if mask is not None else []
+    moving = [params[name] for name in movement or ()]
     losses = torch.empty(min(int(recipe.eval_every), max(1, stop - start.step)), device=data.train.y.device)
     measured = start.step
     step = start.step
@@ -162,6 +166,10 @@ def train(
         loss.backward()
         if masked:
             torch._foreach_mul_([weight.grad for weight in masked], masks)  # type: ignore
+        if movement:
+            with torch.no_grad():
+                slopes = [weight.grad for weight in moving]
+                torch._foreach_addcmul_(list(movement.values()), moving, slopes, value=-1)  # type: ignore
         for group in optimizer.param_groups:
             group["lr"] = recipe.rate(step)
         optimizer.step()
@@ -217,6 +225,12 @@ def state_at(context: Any, run: "Run", step: int) -> TrainState:
     raise NotImplementedError
 
 
+@task(version=1, value=Tensors)
+def movement(context: Any, run: "Run") -> Tensors:
+    """-sum over the steps of a run of w * dL/dw, by prunable weight. execute.py computes a run's stages in one pass."""
+    raise NotImplementedError
+
+
 @task(version=1, value=Numbers)
 def result(context: Any, run: "Run") -> Numbers:
     """What `measure` says of a run at its end, and its curve. execute.py computes a run's stages in one pass."""
@@ -259,6 +273,11 @@ class Run:
     def result(self) -> Stage:
         """Stage of Numbers: test accuracy at the end and at the early stop, validation, the curve."""
         return result(run=self)
+
+    @cached_property
+    def movement(self) -> Stage:
+        """Stage of Tensors: how far the run moved each weight away from zero, see `train`."""
+        return movement(run=self)
 
 
 def unit_of(stage: Stage) -> str:

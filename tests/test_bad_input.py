@@ -76,6 +76,18 @@ BAD = """
     prune.rate=x                                 | prune.rate=x
     prune=rounds prune.num_rounds=0              | prune.num_rounds=0
     prune=rounds prune.num_rounds=1.5            | prune.num_rounds=1.5
+    prune.when=now                               | prune.when=now | trained, init
+    criterion=movement prune.when=init           | criterion=movement | trained network | prune.when=init
+    criterion=movement_abs prune.when=init       | criterion=movement_abs | prune.when=init
+
+    criterion=early_bird                         | criterion=early_bird | batch norm
+    criterion=hessian criterion.method=exact     | criterion.method=exact | 10000
+    criterion=hessian criterion.method=obd       | criterion.method=obd | hutchinson
+    criterion=snip criterion.per_class=500       | criterion.per_class=500 | class
+    criterion=snip criterion.num_batches=0       | criterion.num_batches=0
+    criterion=grasp criterion.temperature=0      | criterion.temperature=0
+    criterion=grasp criterion.temperature=nan    | criterion.temperature=nan
+    criterion=synflow criterion.num_iterations=1.5 | criterion.num_iterations=1.5
 
     rewind=early rewind.at=60it                  | rewind.at=60it | recipe.steps=60
     rewind=early rewind.at=4ep                   | rewind.at=4ep | recipe.steps=60

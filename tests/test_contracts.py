@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import main
+from lth.criterion import name_of
 from lth.mask import Mask, prunable
 from lth.model.mlp import Mlp
 from lth.perform import value
@@ -116,21 +117,45 @@ class Conv(nn.Module):
         return self.out(self.norm(self.conv(x)).relu().flatten(1))
 
 
+def reading(criterion, model) -> dict:
+    """What a criterion reads beside the network, and nothing else: all of it made up."""
+    params = {name: tensor * 0.5 + 0.1 for name, tensor in TrainState.of(model).params.items()}
+    known = {"origin": TrainState(0, params), "movement": {name: params[name].clone() for name in prunable(model)}}
+    known["sparsity"] = 0.6
+    return {name: known[name] for name in getattr(criterion, "reads", ())}
+
+
+def refused(criterion, model, data) -> bool:
+    """True where a criterion cannot score this network, and says so in one line that names it."""
+    try:
+        getattr(criterion, "check", lambda *given: None)(model, data)
+    except ValueError as error:
+        assert re.fullmatch(rf"criterion(={name_of(criterion)}|\.\w+=)[^\n]*", str(error))
+        return True
+    return False
+
+
+NEED_BATCH_NORM = {"early_bird"}
+
+
 @pytest.mark.parametrize("network", [Conv, lambda: nn.Sequential(nn.Flatten(), nn.Linear(16, 5), nn.Linear(5, 3))])
 @pytest.mark.parametrize("path", members("criterion"), ids=names(members("criterion")))
 def test_criterion(path, network):
     """Scores for exactly the mask's weights, finite, the same for the same seed; nothing it was given is changed, the
-    global generator neither."""
-    model = network()
+    global generator neither. Or it is refused in one line, where there is no batch norm."""
+    criterion, model, data = made(path), network(), blobs(1600).normalised("cpu").train
+    assert name_of(criterion) == path.stem and isinstance(getattr(criterion, "reads", ()), tuple)
+    assert refused(criterion, model, data) == (path.stem in NEED_BATCH_NORM and network is not Conv)
+    if refused(criterion, model, data):
+        return
+    read = reading(criterion, model)
     state = TrainState.of(model)
     mask = Mask({name: torch.rand(weight.shape) < 0.7 for name, weight in prunable(model).items()})
     given = [*state.params.values(), *state.buffers.values(), *mask.values(), *model.state_dict().values()]
+    given += [*data, *read.get("movement", {}).values(), *getattr(read.get("origin"), "params", {}).values()]
     given.append(torch.get_rng_state())
     before = [tensor.clone() for tensor in given]
-    found = []
-    for _ in range(2):
-        batches = blobs().normalised("cpu").batches(1, 20)
-        found.append(made(path)(model, state, mask, batches, torch.Generator().manual_seed(3)))
+    found = [made(path)(model, state, mask, data, torch.Generator().manual_seed(3), **read) for _ in range(2)]
     assert list(found[0]) == list(mask)
     for name, kept in mask.items():
         assert found[0][name].shape == kept.shape and torch.isfinite(found[0][name]).all()
@@ -154,8 +179,8 @@ def test_criterion_leaves_all_as_it_was(path, training):
     )
     same, before = Mask(mask), copy.deepcopy(state)
     numpy = np.random.get_state()[1].copy()
-    batches = blobs().normalised("cpu").batches(1, 20)
-    scores = made(path)(model, state, mask, batches, torch.Generator().manual_seed(3))
+    criterion, data = made(path), blobs(1600).normalised("cpu").train
+    scores = criterion(model, state, mask, data, torch.Generator().manual_seed(3), **reading(criterion, model))
     for score in scores.values():
         score.detach().fill_(7)
     assert mask == same
@@ -186,7 +211,10 @@ def test_pattern(path):
 @pytest.mark.parametrize("path", members("prune"), ids=names(members("prune")))
 def test_prune(path, sparsity):
     """Sparsities rise within (0, 1) and end exactly on the target; 0 is no level at all."""
-    levels = dataclasses.replace(made(path), sparsity=sparsity)()
+    levels = dataclasses.replace(made(path), sparsity=sparsity, when="init")()
+    assert made(path).when == "trained"
+    with pytest.raises(ValueError, match=r"^prune\.when=now is not one of: trained, init$"):
+        dataclasses.replace(made(path), when="now")
     assert levels == sorted(set(levels)) and all(0 < level < 1 for level in levels)
     assert levels[-1:] == ([sparsity] if sparsity else [])
 

@@ -189,7 +189,7 @@ class Failing:
     how: str
     marker: str = ""
 
-    def __call__(self, model, state, mask, batches, rng):
+    def __call__(self, model, state, mask, data, rng):
         if mask.sparsity > 0.1:
             if self.how == "raise":
                 raise RuntimeError("no scores\ntoday")
@@ -382,13 +382,13 @@ def test_perform_reports_scores_that_are_not_finite(bench: Bench):
 
     @dataclass(frozen=True)
     class Broken:
-        def __call__(self, model, state, mask, batches, rng):
+        def __call__(self, model, state, mask, data, rng):
             return {name: state.params[name] * float("nan") for name in mask}
 
     bad = dataclasses.replace(bench, criterion=Broken(), branches={})
     failures = bad.run(bad.trainings(0.2))
     assert {f.cause for f in failures.values()} == {
-        "ValueError: criterion Broken gave 1.weight scores that are not finite"
+        "ValueError: criterion=broken gave 1.weight scores that are not finite"
     }
     assert isinstance(next(iter(failures.values())), Failure)
 

@@ -248,7 +248,8 @@ def test_curves_lie_beside_the_rows(sweep):
 def test_config_is_resolved_and_says_where_from(sweep):
     """config.yaml: every value resolved, no hydra node, and the versions, commit and device of the run."""
     config = yaml.safe_load((sweep.cwd / "sweep" / "1" / "config.yaml").read_text())
-    assert config["prune"] == {"_target_": "lth.prune.iterative.Iterative", "sparsity": 0.36, "rate": 0.2}
+    schedule = {"_target_": "lth.prune.iterative.Iterative", "sparsity": 0.36, "rate": 0.2, "when": "trained"}
+    assert config["prune"] == schedule
     assert config["model"]["hidden"] == [20] and config["replicates"] == 2 and "hydra" not in config
     about = config["provenance"]
     assert (

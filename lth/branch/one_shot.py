@@ -14,5 +14,5 @@ from dataclasses import dataclass
 @dataclass(frozen=True)
 class OneShot:
     def __call__(self, ticket, lab):
-        mask = lab.prune(ticket.dense.end, lab.dense_mask(), ticket.sparsity, "criterion", 1)
+        mask = lab.prune(ticket.dense, lab.dense_mask(), ticket.sparsity, "criterion", 1)
         return lab.run(lab.rewind(ticket.dense, ticket.dense.end), mask, ticket.num_steps)

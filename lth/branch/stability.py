@@ -5,7 +5,7 @@ is trained num_orders times from its state at rewind step k, each time in anothe
 results L2 distance, angle, the fraction of test examples they class differently, and the barriers of error and loss on
 the line between them. An error barrier below 2 points counts as stable.
 Stability to pruning (Frankle et al. 2019, https://arxiv.org/abs/1903.01611): distance and angle between the trained
-network and the trained weights that its mask was drawn from, both under the mask.
+network and the weights that its mask was drawn from, both under the mask.
 
 Deviations: the first copy is the network as the study trains it, so num_orders - 1 trainings are added. The papers
 compare two copies; with more, the means over all pairs are given, and each pair beside them. The test split is read for

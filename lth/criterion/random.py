@@ -7,6 +7,6 @@ import torch
 
 @dataclass(frozen=True)
 class Random:
-    def __call__(self, model, state, mask, batches, rng):
+    def __call__(self, model, state, mask, data, rng):
         # float64: 2^53 values, so that ties, which fall to the first positions, are rare in millions of weights
         return {name: torch.rand(kept.shape, generator=rng, dtype=torch.float64) for name, kept in mask.items()}

@@ -1,10 +1,16 @@
-"""How sparse at each level? A schedule is called without arguments and says the sparsity of levels 1, 2, ..."""
+"""How sparse at each level? A schedule is called without arguments and says the sparsity of levels 1, 2, ...
+
+Its field `when` says of what weights masks are drawn: "trained", those at the end of the level before, or "init", those
+that the dense network begins with (pruning at initialisation).
+"""
 
 
-def check_sparsity(sparsity: object) -> None:
-    """Raises ValueError unless `sparsity` is a number in [0, 1)."""
+def check_schedule(sparsity: object, when: object) -> None:
+    """Raises ValueError unless `sparsity` is a number in [0, 1) and `when` is trained or init."""
     if not (isinstance(sparsity, int | float) and not isinstance(sparsity, bool) and 0 <= sparsity < 1):
         raise ValueError(f"prune.sparsity={sparsity} must be a number in [0, 1); 0 is the dense network alone")
+    if when not in ("trained", "init"):
+        raise ValueError(f"prune.when={when} is not one of: trained, init")
 
 
 def check_levels(num_levels: float, name: str) -> None:

@@ -6,18 +6,20 @@ sparsity_l = 1 - (1 - rate)^l  while below the target, then the target
 import math
 from dataclasses import dataclass
 
-from lth.prune import check_levels, check_sparsity
+from lth.prune import check_levels, check_schedule
 
 
 @dataclass(frozen=True)
 class Iterative:
-    """sparsity: target in [0, 1); 0 is the dense network alone. rate: in (0, 1)."""
+    """sparsity: target in [0, 1); 0 is the dense network alone. rate: in (0, 1).
+    when: trained or init."""
 
     sparsity: float
     rate: float = 0.2
+    when: str = "trained"
 
     def __post_init__(self) -> None:
-        check_sparsity(self.sparsity)
+        check_schedule(self.sparsity, self.when)
         if not (isinstance(self.rate, int | float) and 0 < self.rate < 1):
             raise ValueError(f"prune.rate={self.rate} must be a fraction in (0, 1), such as 0.2")
         check_levels(math.log1p(-self.sparsity) / math.log1p(-self.rate), f"prune.rate={self.rate}")
