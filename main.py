@@ -136,8 +136,10 @@ def _check_pattern(pattern: Any, network: Any, sparsity: float) -> None:
 
     dense = Mask.dense(network)
     try:
-        pattern({name: torch.zeros(kept.shape) for name, kept in dense.items()}, dense, sparsity)
+        pattern({name: torch.zeros(kept.shape) for name, kept in dense.items()}, dense, sparsity, network)
     except ValueError as error:
+        if str(error).startswith("pattern."):  # it names its own key
+            raise
         raise ValueError(f"prune.sparsity={sparsity}: {error}") from error
 
 

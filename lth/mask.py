@@ -96,16 +96,15 @@ def top_k(scores: Tensor, kept: Tensor, k: int) -> Tensor:
     scores: float [n], finite where kept. kept: bool [n]. 0 <= k <= kept.sum(). Linear time: the k-th highest score is
     found by selection, all above it stay, and of those equal to it the first ones fill the count.
     """
-    candidates = scores[kept]
-    if not 0 <= k <= candidates.numel():
-        raise ValueError(f"cannot keep {k} weights of {candidates.numel()}; choose 0 to {candidates.numel()}")
+    values, here = scores.numpy(), kept.numpy()
+    candidates = values[here]
+    if not 0 <= k <= candidates.size:
+        raise ValueError(f"cannot keep {k} weights of {candidates.size}; choose 0 to {candidates.size}")
     if k == 0:
         return torch.zeros_like(kept)
-    values = candidates.numpy()
-    threshold = np.partition(values, values.size - k)[values.size - k]
-    above = values > threshold
-    chosen = above.copy()
-    chosen[np.flatnonzero(values == threshold)[: k - int(above.sum())]] = True
-    result = torch.zeros_like(kept)
-    result[kept] = torch.from_numpy(chosen)
-    return result
+    candidates.partition(candidates.size - k)
+    threshold = candidates[candidates.size - k]
+    del candidates  # of 25 million weights these are 100 MB, and the positions below may be as many
+    chosen = (values > threshold) & here
+    chosen[np.flatnonzero((values == threshold) & here)[: k - np.count_nonzero(chosen)]] = True
+    return torch.from_numpy(chosen)

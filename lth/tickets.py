@@ -170,4 +170,4 @@ def prune(
     for name, kept in mask.items():
         if not torch.isfinite(scores[name][kept]).all():
             raise ValueError(f"criterion {type(criterion).__name__} gave {name} scores that are not finite")
-    return pattern({name: scores[name].detach().cpu() for name in mask}, mask, sparsity)
+    return pattern({name: scores[name].detach().cpu() for name in mask}, mask, sparsity, network)

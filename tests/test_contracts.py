@@ -177,7 +177,7 @@ def test_pattern(path):
     mask = Mask.dense(model)
     scores = {name: torch.randint(0, 4, weight.shape).float() for name, weight in prunable(model).items()}
     for sparsity in (0.0, 0.3, 0.5, 0.9):
-        drawn = made(path)(scores, mask, sparsity)
+        drawn = made(path)(scores, mask, sparsity, model)
         assert drawn.num_kept == round((1 - sparsity) * mask.num_total) and drawn.inside(mask)
         mask = drawn
 

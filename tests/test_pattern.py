@@ -14,6 +14,7 @@ from torch.nn.utils import prune
 from lth.mask import Mask, num_kept, prunable, top_k
 from lth.pattern.unstructured import Unstructured, quotas
 
+MODEL = nn.Sequential()  # unstructured never looks at the network
 quick = settings(max_examples=150, deadline=None, derandomize=True)
 SCORES = st.sampled_from([0.0, 0.25, 0.5, 1.0, -1.0])  # few values, many ties
 FLOATS = st.one_of(SCORES, st.floats(-(2.0**99), 2.0**99, width=32))
@@ -66,9 +67,9 @@ def test_global_keeps_the_best_of_all(case, sparsity):
     count = oracle(sparsity, mask.num_total)
     if count > mask.num_kept:
         with pytest.raises(ValueError, match=f"cannot keep {count} "):
-            Unstructured("global")(scores, mask, sparsity)
+            Unstructured("global")(scores, mask, sparsity, MODEL)
         return
-    drawn = Unstructured("global")(scores, mask, sparsity)
+    drawn = Unstructured("global")(scores, mask, sparsity, MODEL)
     assert drawn.num_kept == count
     assert drawn.inside(mask)
     assert_best(flat(scores), flat(mask), flat(drawn))
@@ -82,9 +83,9 @@ def test_layerwise_keeps_the_best_of_each_layer(case, sparsity, output):
     count = oracle(sparsity, mask.num_total)
     if not len(mask) <= count <= mask.num_kept:
         with pytest.raises(ValueError, match=f"cannot keep {count} "):
-            Unstructured("layerwise", output)(scores, mask, sparsity)
+            Unstructured("layerwise", output)(scores, mask, sparsity, MODEL)
         return
-    drawn = Unstructured("layerwise", output)(scores, mask, sparsity)
+    drawn = Unstructured("layerwise", output)(scores, mask, sparsity, MODEL)
     assert drawn.num_kept == count
     assert drawn.inside(mask)
     assert min(drawn.counts().values()) >= 1
@@ -101,9 +102,9 @@ def test_levels_are_nested(case, sparsities, scope):
     for sparsity in sorted(sparsities):
         if num_kept(sparsity, mask.num_total) < len(mask):
             return
-        level = Unstructured(scope)(scores, mask, sparsity)
+        level = Unstructured(scope)(scores, mask, sparsity, MODEL)
         assert level.inside(mask)
-        assert Unstructured(scope)(scores, level, sparsity) == level
+        assert Unstructured(scope)(scores, level, sparsity, MODEL) == level
         mask = level
 
 
@@ -111,14 +112,14 @@ def test_levels_are_nested(case, sparsities, scope):
 def test_two_of_ten_equal_scores_are_two(scope):
     """The field's threshold bug: asked to prune 2 of 10 equal scores, prune the last 2 and not 3 or 10."""
     mask = Mask({"weight": torch.ones(10)})
-    drawn = Unstructured(scope)({"weight": torch.full((10,), 0.5)}, mask, 0.2)
+    drawn = Unstructured(scope)({"weight": torch.full((10,), 0.5)}, mask, 0.2, MODEL)
     assert drawn["weight"].tolist() == [True] * 8 + [False] * 2
 
 
 def test_a_global_tie_falls_to_the_first_layer():
     """Position counts over all layers: equal scores survive in the first ones."""
     mask = Mask({"a": torch.ones(2, 2), "b": torch.ones(4)})
-    drawn = Unstructured("global")({name: torch.zeros(mask[name].shape) for name in mask}, mask, 0.375)
+    drawn = Unstructured("global")({name: torch.zeros(mask[name].shape) for name in mask}, mask, 0.375, MODEL)
     assert drawn.counts() == {"a": 4, "b": 1}
     assert drawn["b"].tolist() == [True, False, False, False]
 
@@ -129,13 +130,13 @@ def test_layerwise_by_hand(output, counts):
     190 / 900 where it is left alone."""
     mask = Mask({"a": torch.ones(20, 30), "b": torch.ones(300), "out": torch.ones(10, 10)})
     scores = {name: torch.rand(mask[name].shape) for name in mask}
-    assert tuple(Unstructured("layerwise", output)(scores, mask, 0.19).counts().values()) == counts
+    assert tuple(Unstructured("layerwise", output)(scores, mask, 0.19, MODEL).counts().values()) == counts
 
 
 def test_an_empty_layer_is_no_reason_to_stop():
     """What scope=global emptied stays empty: the next global level is drawn from the other layers."""
     mask = Mask({"a": torch.zeros(4), "b": torch.ones(4)})
-    drawn = Unstructured("global")({"a": torch.ones(4), "b": torch.arange(4.0)}, mask, 0.75)
+    drawn = Unstructured("global")({"a": torch.ones(4), "b": torch.arange(4.0)}, mask, 0.75, MODEL)
     assert drawn["b"].tolist() == [False, False, True, True]
     assert drawn.counts()["a"] == 0
 
@@ -148,7 +149,7 @@ def test_global_equals_torch(sparsity):
     weights = prunable(model)
     scores = {name: weight.detach().abs() for name, weight in weights.items()}
     assert flat(scores).unique().numel() == flat(scores).numel()
-    drawn = Unstructured("global")(scores, Mask.dense(model), sparsity)
+    drawn = Unstructured("global")(scores, Mask.dense(model), sparsity, MODEL)
     modules = [(model.get_submodule(name.removesuffix(".weight")), "weight") for name in weights]
     prune.global_unstructured(modules, prune.L1Unstructured, amount=drawn.num_total - drawn.num_kept)
     for name, (module, _) in zip(weights, modules, strict=True):
@@ -161,7 +162,7 @@ def test_inputs_stay_as_they_were():
     mask = Mask({"a": torch.ones(3, 4), "b": torch.tensor([1, 1, 0, 1, 0])})
     before = {name: score.clone() for name, score in scores.items()}, Mask(mask)
     for scope in ("global", "layerwise"):
-        Unstructured(scope)(scores, mask, 0.5)
+        Unstructured(scope)(scores, mask, 0.5, MODEL)
     assert mask == before[1]
     assert all(torch.equal(scores[name], before[0][name]) for name in scores)
 
