@@ -17,11 +17,12 @@ from torch import fx, nn
 
 Units = np.ndarray  # int64 [channels]
 ZERO, INPUT = 0, 1  # the unit that is always zero, and the one that stands for every input of the network
-SAME = frozenset(  # torch's modules, and functions without "_", that keep channels apart and in their places
-    """identity dropout dropout1d dropout2d dropout3d batchnorm1d batchnorm2d batchnorm3d relu relu6 leakyrelu elu gelu
-    silu tanh sigmoid hardtanh softplus maxpool1d maxpool2d avgpool1d avgpool2d adaptiveavgpool1d adaptiveavgpool2d
-    adaptivemaxpool2d contiguous clone""".split()
-)
+# torch's modules, and functions without "_", that keep channels apart and in their places
+SAME = (
+    "identity", "dropout", "dropout1d", "dropout2d", "dropout3d", "batchnorm1d", "batchnorm2d", "batchnorm3d", "relu",
+    "relu6", "leakyrelu", "elu", "gelu", "silu", "tanh", "sigmoid", "hardtanh", "softplus", "maxpool1d", "maxpool2d",
+    "avgpool1d", "avgpool2d", "adaptiveavgpool1d", "adaptiveavgpool2d", "adaptivemaxpool2d", "contiguous", "clone",
+)  # fmt: skip
 
 
 class Step(NamedTuple):
@@ -55,10 +56,14 @@ def follow(model: nn.Module) -> Graph:
     except Exception as error:  # whatever a network's own code does when given what is no tensor
         text = " ".join(str(error).split())[:200]
         raise ValueError(f"{refused} {type(model).__name__}: {text}") from error
+    made: Any = None
     for node in nodes:
         module = model.get_submodule(str(node.target)) if node.op == "call_module" else None
         name = str(node.target) if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-        found[node] = made = _units(node, name, module, found, graph)
+        try:
+            found[node] = made = _units(node, name, module, found, graph)
+        except TypeError:  # where a number is wanted there is one that the network computes
+            made = None
         if made is None:
             kind = type(module).__name__ if module else name
             raise ValueError(f"{refused} {name if module else node.name} ({kind})")
@@ -67,16 +72,16 @@ def follow(model: nn.Module) -> Graph:
 
 
 def _units(node: fx.Node, name: str, module: Any, found: Mapping[Any, Any], graph: Graph) -> tuple | None:
-    """(units, number of dimensions or None) of a tensor that a node makes; () of a size; None where that is not known."""
+    """(units, number of dimensions or None) of the tensor that a node makes; () of a size; None where it is unknown."""
     if node.op == "placeholder":
         return np.array([INPUT]), None
     args: list[Any] = [*node.args, *node.kwargs.values()]
     of = found.get(args[0]) if args and isinstance(args[0], fx.Node) else None
-    if of is None or name in ("size", "getattr") or of == ():
-        return None if of is None else ()
+    if of is None or node.op == "output":
+        return of or None
+    if name in ("size", "getattr") or of == ():
+        return ()
     (units, rank), rest, kind = of, args[1:], (type(module).__name__ if module else name.replace("_", "")).lower()
-    if node.op == "output":
-        return of
     if kind in ("linear", "conv1d", "conv2d", "conv3d") and module and getattr(module, "groups", 1) == 1:
         linear = kind == "linear"
         sources = _spread(units, module.in_features if linear else module.in_channels)
@@ -94,8 +99,8 @@ def _units(node: fx.Node, name: str, module: Any, found: Mapping[Any, Any], grap
         return (units, 2 if rest[1:] != [True] else rank) if axes == list(range(2, rank)) else None
     if kind in ("add", "iadd") and len(rest) == 1 and found.get(rest[0]):
         pair = units, found[rest[0]][0]
-        operands = [_spread(one, max(map(len, pair))) for one in pair]
-        return None if any(o is None for o in operands) else (graph.add("", np.stack(operands), len(operands[0])), rank)
+        operands = np.stack([np.resize(one, max(map(len, pair))) for one in pair])  # one channel is added to all
+        return (graph.add("", operands, operands.shape[1]), rank) if len({*map(len, pair), 1}) < 3 else None
     if kind == "getitem" and isinstance(rest[0], tuple) and all(isinstance(part, slice) for part in rest[0]):
         batch, channels = (*rest[0], slice(None))[:2]
         if batch != slice(None) or (channels != slice(None) and rank in (2, None)):

@@ -65,5 +65,5 @@ def _in_replicate_0(ticket, lab):
     sparsities, stage = [], ticket.mask
     while "sparsity" in stage.inputs:
         sparsities, stage = [stage.inputs["sparsity"], *sparsities], stage.inputs["mask"]
-    *_, last = iterative(replace(lab, replicate=0, branches={}), sparsities)
+    last: Any = [*iterative(replace(lab, replicate=0, branches={}), sparsities)][-1]
     return last.ticket.mask
