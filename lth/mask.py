@@ -114,7 +114,7 @@ def top_k(scores: Tensor, kept: Tensor, k: int) -> Tensor:
     found by selection, all above it stay, and of those equal to it the first ones fill the count.
     """
     values, here = scores.numpy(), kept.numpy()
-    candidates = np.compress(here, values)  # faster than values[here]
+    candidates = values[here]
     if not 0 <= k <= candidates.size:
         raise ValueError(f"cannot keep {k} weights of {candidates.size}; choose 0 to {candidates.size}")
     if k == 0:
