@@ -314,6 +314,8 @@ def explain(error: Exception) -> str:
         key = match[1].partition("=")[0]
         groups = [word for word in sys.argv[1:] if re.fullmatch(r"[a-z_/]+=\w+", word)]
         known = _keys(OmegaConf.to_container(_composed(groups)))
+        if key in known:
+            return f"{key} takes new names behind a plus: +{key}={{name:value}}"
         return f"{key} is not a key of the configuration{_nearest(key, known)}"
     if match := re.search(r"Could not override '([^']+)'\. No match in the defaults list", text):
         return f"{match[1]} is not a group of the configuration{_nearest(match[1], KEYS)}"

@@ -35,7 +35,7 @@ class Unstructured:
     [0, 1]; 1 treats it like the others, 0 leaves it as it is. Only layerwise reads it.
     rates: prune rate relative to the others, by weight name or glob, the last match counts: {"0.weight": 0} leaves the
     first convolution dense. Layerwise takes any in [0, 1], the other scopes 0 and 1. Layers at 0 lose weights only
-    when the others have none left to lose."""
+    when the others have none left to lose (global: the last ones). On the command line: +pattern.rates={0.weight:0}"""
 
     scope: str = "layerwise"
     output: float = 0.5
@@ -44,10 +44,7 @@ class Unstructured:
     def __post_init__(self) -> None:
         if self.scope not in SCOPES:
             raise ValueError(f"pattern.scope={self.scope} is not one of: {', '.join(SCOPES)}")
-        for key, rate in {
-            "output": self.output,
-            **{f"rates.{name}": rate for name, rate in self.rates.items()},
-        }.items():
+        for key, rate in [("output", self.output), *((f"rates.{name}", rate) for name, rate in self.rates.items())]:
             if isinstance(rate, bool) or not (isinstance(rate, int | float) and 0 <= rate <= 1):
                 raise ValueError(f"pattern.{key}={rate} must be in [0, 1]")
             if key != "output" and self.scope != "layerwise" and rate not in (0, 1):
@@ -57,45 +54,31 @@ class Unstructured:
         """The mask inside `mask` that keeps exactly round((1 - sparsity) * total) weights, at least 1 (a layer)."""
         total, rates = num_kept(sparsity, mask.num_total), self._rates(list(mask))
         if self.scope == "global":
-            spared = [name for name, rate in zip(mask, rates, strict=True) if rate == 0]
-            held = sum(mask.counts()[name] for name in spared)
-            names = [name for name in mask if (name in spared) == (total <= held)]
-            chosen = _together(scores, mask, names, total if total <= held else total - held)
-            rest = {name: mask[name] if total > held else torch.zeros_like(mask[name]) for name in set(mask) - {*names}}
-            return Mask({name: (chosen | rest)[name] for name in mask})
+            free = [scores[name] if rate else torch.full(mask[name].shape, torch.inf) for name, rate in rates.items()]
+            flat, kept = (torch.cat([part.reshape(-1) for part in parts]) for parts in (free, mask.values()))
+            parts = top_k(flat, kept, total).split([part.numel() for part in free])
+            return Mask({name: part.reshape(mask[name].shape) for name, part in zip(mask, parts, strict=True)})
         survivors = list(mask.counts().values())
+        shares = [sum(kept.shape) if self.scope == "erk" else 1 for kept in mask.values()]
         if self.scope == "layerwise":
-            counts = quotas(survivors, total, rates)
+            counts = quotas(survivors, total, [*rates.values()])
         else:
-            shapes = [kept.shape for kept in mask.values()]
-            counts = filled(survivors, total, [sum(s) if self.scope == "erk" else 1 for s in shapes], rates)
+            counts = filled(survivors, total, shares, [*rates.values()])
         return Mask({
             name: top_k(scores[name].reshape(-1), kept.reshape(-1), count).reshape(kept.shape)
             for (name, kept), count in zip(mask.items(), counts, strict=True)
         })  # fmt: skip
 
-    def _rates(self, names: list[str]) -> list[float]:
+    def _rates(self, names: list[str]) -> dict[str, float]:
         """The relative prune rate of each layer. Raises ValueError for a glob that no layer answers to."""
         rates = dict.fromkeys(names, 1.0)
         rates[names[-1]] = float(self.output) if self.scope == "layerwise" else 1.0
         for glob, rate in self.rates.items():
             if not (found := [name for name in names if fnmatchcase(name, glob)]):
-                near = difflib.get_close_matches(glob, names, n=1, cutoff=0) or names
+                near = difflib.get_close_matches(glob, names, n=1, cutoff=0)
                 raise ValueError(f"pattern.rates.{glob}={rate} names no layer; did you mean {near[0]}?")
             rates |= dict.fromkeys(found, float(rate))
-        return list(rates.values())
-
-
-def _together(scores, mask: Mask, names: list[str], count: int) -> dict[str, torch.Tensor]:
-    """The `count` best of some layers, ranked as one."""
-    kept = {name: mask[name] for name in names}
-    chosen = top_k(
-        torch.cat([scores[name].reshape(-1) for name in names]),
-        torch.cat([k.reshape(-1) for k in kept.values()]),
-        count,
-    )
-    parts = chosen.split([k.numel() for k in kept.values()])
-    return {name: part.reshape(kept[name].shape) for name, part in zip(names, parts, strict=True)}
+        return rates
 
 
 def quotas(survivors: list[int], total: int, rates: list[float]) -> list[int]:
@@ -110,7 +93,7 @@ def quotas(survivors: list[int], total: int, rates: list[float]) -> list[int]:
     return _shared(survivors, total, rates, lambda i, x: survivors[i] * (1 - min(1.0, (1 - x) * most * rates[i])))
 
 
-def filled(survivors: list[int], total: int, shares: list[float], rates: list[float]) -> list[int]:
+def filled(survivors: list[int], total: int, shares: list[int], rates: list[float]) -> list[int]:
     """As quotas, but layer i keeps min(survivors_i, eps * shares_i), or all its survivors where its rate is 0."""
     most = max(n / share for n, share in zip(survivors, shares, strict=True))
     return _shared(
