@@ -11,6 +11,7 @@ from torch import nn
 
 from lth.anatomy import jaccard, paths
 from lth.branch.anatomy import Anatomy, anatomy
+from lth.criterion.random import Random
 from lth.graph import follow
 from lth.mask import Mask
 from lth.perform import value
@@ -141,6 +142,7 @@ def test_branch(bench: Bench):
     """One row a level: the counts of its own mask; overlap 1 with one-shot at level 1, less later; in replicate 1 also
     that with replicate 0's mask of the same level."""
     bench.branches = {"anatomy": Anatomy(of=["ticket", "dense"])}
+    bench.criterion = Random()  # whose scores are another draw at each level, and those of level 1 for one shot
     entries = bench.trainings(0.36, replicates=2)
     assert not bench.run(entries)
     found = {(e.replicate, e.level, e.of): bench.store.read(e.stage) for e in entries if e.branch == "anatomy"}

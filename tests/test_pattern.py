@@ -179,9 +179,9 @@ def test_wrong_settings_are_named(wrong):
 
 
 def drawn_counts(scope, shapes, sparsity, rates=None) -> list[int]:
-    """Weights kept of dense layers of these shapes."""
+    """Weights kept of dense layers of these shapes, of which each has lower scores than the next one."""
     mask = Mask({f"{i}.weight": torch.ones(shape) for i, shape in enumerate(shapes)})
-    scores = {name: torch.zeros(kept.shape) for name, kept in mask.items()}
+    scores = {name: torch.full(kept.shape, float(i)) for i, (name, kept) in enumerate(mask.items())}
     return list(Unstructured(scope, rates=rates or {})(scores, mask, sparsity, MODEL).counts().values())
 
 

@@ -3,6 +3,7 @@ smaller."""
 
 import pytest
 import torch
+from conftest import Bench
 from torch import nn
 from torch.nn import functional
 from torch.nn.functional import conv2d, linear
@@ -184,7 +185,7 @@ def one_by_one(scores, mask, sparsity, groups, norm, scope, budget, times):
     ("norm", "scope", "budget"),
     [
         ("l1", "global", "weights"), ("l1", "global", "channels"), ("l2", "layerwise", "channels"),
-        ("l2", "global", "flops"), ("mean", "layerwise", "weights"), ("mean", "layerwise", "flops"),
+        ("l2", "global", "flops"), ("mean", "layerwise", "flops"), ("mean", "global", "weights"),
     ],
 )  # fmt: skip
 @each_net
@@ -360,6 +361,10 @@ def test_wrong_settings_are_named(wrong):
     ((key, value),) = wrong.items()
     with pytest.raises(ValueError, match=rf"^pattern\.{key}={value} is not one of: [^\n]*$"):
         Channel(**wrong)
+
+
+def test_networks_of_a_study_know_their_input_shape(bench: Bench):
+    assert positions(bench.context.model(bench.model, bench.source)) == {"1.weight": 1, "3.weight": 1}
 
 
 def test_flops_want_an_input_shape():
