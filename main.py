@@ -138,7 +138,7 @@ def _check_pattern(pattern: Any, network: Any, sparsity: float) -> None:
     try:
         pattern({name: torch.zeros(kept.shape) for name, kept in dense.items()}, dense, sparsity, network)
     except ValueError as error:
-        if str(error).startswith("pattern."):  # it names its own key
+        if not str(error).startswith("cannot keep"):  # it is not about sparsity
             raise
         raise ValueError(f"prune.sparsity={sparsity}: {error}") from error
 

@@ -66,7 +66,7 @@ def follow(model: nn.Module) -> Graph:
             made = None
         if made is None:
             kind = type(module).__name__ if module else name
-            raise ValueError(f"{refused} {name if module else node.name} ({kind})")
+            raise ValueError(f"{refused} {name if module else node.name} ({kind}); pattern=unstructured needs none")
     graph.outputs = made[0]
     return graph
 

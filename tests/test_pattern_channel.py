@@ -11,6 +11,7 @@ from torch.nn.functional import conv2d, linear
 from lth.graph import INPUT, ZERO, coupled, follow, positions
 from lth.mask import Mask, prunable
 from lth.pattern.channel import Channel
+from lth.perform import value
 
 
 class Plain(nn.Module):
@@ -361,6 +362,19 @@ def test_wrong_settings_are_named(wrong):
     ((key, value),) = wrong.items()
     with pytest.raises(ValueError, match=rf"^pattern\.{key}={value} is not one of: [^\n]*$"):
         Channel(**wrong)
+
+
+def test_a_study_of_channels(bench: Bench):
+    """Tickets of whole neurons, nested, from a study with budget=flops: rows are whole where their inputs are alive."""
+    bench.pattern, bench.branches = Channel(budget="flops"), {}
+    entries = bench.trainings(0.36)
+    assert not bench.run(entries)
+    masks = [value(e.run.mask, bench.store, bench.context) for e in entries if e.run.mask]
+    for mask in masks:
+        alive = mask["1.weight"].all(1)
+        assert torch.equal(alive, mask["1.weight"].any(1)) and torch.equal(mask["3.weight"], alive.expand(3, 8))
+    assert [int(mask["1.weight"].any(1).sum()) for mask in masks] == [7, 6]  # of 8, at 0.2 and 0.36
+    assert masks[1].inside(masks[0])
 
 
 def test_networks_of_a_study_know_their_input_shape(bench: Bench):
