@@ -139,8 +139,10 @@ def _check_pattern(pattern: Any, network: Any, sparsity: float) -> None:
 
     dense = Mask.dense(network)
     try:
-        pattern({name: torch.zeros(kept.shape) for name, kept in dense.items()}, dense, sparsity)
+        pattern({name: torch.zeros(kept.shape) for name, kept in dense.items()}, dense, sparsity, network)
     except ValueError as error:
+        if not str(error).startswith("cannot keep"):  # it is not about sparsity
+            raise
         raise ValueError(f"prune.sparsity={sparsity}: {error}") from error
 
 
@@ -315,6 +317,8 @@ def explain(error: Exception) -> str:
         key = match[1].partition("=")[0]
         groups = [word for word in sys.argv[1:] if re.fullmatch(r"[a-z_/]+=\w+", word)]
         known = _keys(OmegaConf.to_container(_composed(groups)))
+        if key in known:
+            return f"{key} takes new names behind a plus: +{key}={{name:value}}"
         return f"{key} is not a key of the configuration{_nearest(key, known)}"
     if match := re.search(r"Could not override '([^']+)'\. No match in the defaults list", text):
         return f"{match[1]} is not a group of the configuration{_nearest(match[1], KEYS)}"

@@ -5,10 +5,12 @@ drawn from. Threshold pruning, the field's habit, does neither: with equal score
 """
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 
 def prunable(model: nn.Module) -> dict[str, Tensor]:
@@ -34,6 +36,14 @@ class Mask(Mapping[str, Tensor]):
     def dense(cls, model: nn.Module) -> "Mask":
         """Every prunable weight kept: level 0."""
         return cls({name: torch.ones(weight.shape, dtype=torch.bool) for name, weight in prunable(model).items()})
+
+    @classmethod
+    def of_pruned(cls, model: nn.Module) -> "Mask":
+        """What torch.nn.utils.prune has removed of a model: its weight_mask where a layer has one, else all kept."""
+        masks = dict(model.named_buffers())
+        return cls({
+            name: masks.get(f"{name}_mask", torch.ones(weight.shape)) for name, weight in prunable(model).items()
+        })  # fmt: skip
 
     def __getitem__(self, name: str) -> Tensor:
         return self._kept[name].clone()
@@ -71,6 +81,13 @@ class Mask(Mapping[str, Tensor]):
         for name, kept in self._kept.items():
             tensors[name].masked_fill_(~kept.to(tensors[name].device), 0)
 
+    def export_(self, model: nn.Module) -> None:
+        """Put the mask on a model as torch.nn.utils.prune does: weight_orig and weight_mask, which make weight.
+        What was removed there before stays removed. Raises AttributeError where the model lacks a layer."""
+        for name, kept in self._kept.items():
+            layer: Any = model.get_submodule(name.removesuffix("weight").removesuffix("."))
+            prune.custom_from_mask(layer, "weight", kept.to(layer.weight.device))
+
     def pack(self) -> tuple[dict[str, Tensor], dict]:
         """One bit a weight, shapes beside them."""
         bits = {name: torch.from_numpy(np.packbits(tensor.numpy().reshape(-1))) for name, tensor in self._kept.items()}
@@ -96,16 +113,15 @@ def top_k(scores: Tensor, kept: Tensor, k: int) -> Tensor:
     scores: float [n], finite where kept. kept: bool [n]. 0 <= k <= kept.sum(). Linear time: the k-th highest score is
     found by selection, all above it stay, and of those equal to it the first ones fill the count.
     """
-    candidates = scores[kept]
-    if not 0 <= k <= candidates.numel():
-        raise ValueError(f"cannot keep {k} weights of {candidates.numel()}; choose 0 to {candidates.numel()}")
+    values, here = scores.numpy(), kept.numpy()
+    candidates = values[here]
+    if not 0 <= k <= candidates.size:
+        raise ValueError(f"cannot keep {k} weights of {candidates.size}; choose 0 to {candidates.size}")
     if k == 0:
         return torch.zeros_like(kept)
-    values = candidates.numpy()
-    threshold = np.partition(values, values.size - k)[values.size - k]
-    above = values > threshold
-    chosen = above.copy()
-    chosen[np.flatnonzero(values == threshold)[: k - int(above.sum())]] = True
-    result = torch.zeros_like(kept)
-    result[kept] = torch.from_numpy(chosen)
-    return result
+    candidates.partition(candidates.size - k)
+    threshold = candidates[candidates.size - k]
+    del candidates  # of 25 million weights these are 100 MB, and the positions below may be as many
+    chosen = (values > threshold) & here
+    chosen[np.flatnonzero((values == threshold) & here)[: k - np.count_nonzero(chosen)]] = True
+    return torch.from_numpy(chosen)

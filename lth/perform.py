@@ -35,7 +35,9 @@ class Context:
     def model(self, model: Any, source: Source) -> nn.Module:
         """A network of the configured model on the device. The global generator is left as it was."""
         with torch.random.fork_rng(devices=[]):
-            return model(source.input_shape, source.num_classes).to(self.device)
+            network: Any = model(source.input_shape, source.num_classes).to(self.device)
+        network.input_shape = source.input_shape
+        return network
 
 
 class _DivergedError(Exception):

@@ -194,8 +194,9 @@ def prune(
     for name, kept in mask.items():
         if not torch.isfinite(scores[name][kept]).all():
             raise ValueError(f"criterion={name_of(criterion)} gave {name} scores that are not finite")
-    drawn = pattern(scores, mask, sparsity)
+    drawn = pattern(scores, mask, sparsity, network)
     for (name, num_left), kept in zip(drawn.counts().items(), mask.values(), strict=True):
-        if 0 < num_left < int(kept.sum()) and scores[name][kept].min() == scores[name][kept].max():
+        equal = 0 < num_left < int(kept.sum()) and scores[name][kept].min() == scores[name][kept].max()
+        if equal and getattr(pattern, "by_weight", True):
             raise ValueError(f"criterion={name_of(criterion)} gave all of {name} one score: nothing says which to keep")
     return drawn

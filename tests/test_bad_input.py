@@ -57,6 +57,9 @@ BAD = """
     +recipe.momentum=0.9                         | recipe | momentum
     +dataset.num_vall=3                          | num_vall | num_val
     +recipe.options.beta=1                       | recipe.options.beta | betas
+    pattern.rates={1.weight:0}                   | pattern.rates | +pattern.rates=
+    +pattern.rates={1.wight:0}                   | pattern.rates.1.wight=0 | did you mean 1.weight?
+    pattern=channel prune.sparsity=0.999         | prune.sparsity=0.999 | one a layer
     +branch.mesk._target_=lth.branch.mesk.Mesk   | branch.mesk
     +branch.mesk={}                              | branch.mesk
 

@@ -195,16 +195,44 @@ def test_criterion_leaves_all_as_it_was(path, training):
     assert (np.random.get_state()[1] == numpy).all()
 
 
+class Deep(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.input_shape = (1, 6, 6)
+        self.conv1, self.norm1 = nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8)
+        self.conv2, self.norm2 = nn.Conv2d(8, 12, 3), nn.BatchNorm2d(12)
+        self.hidden, self.out = nn.Linear(48, 20), nn.Linear(20, 3)
+
+    def forward(self, x):
+        x = self.norm2(self.conv2(self.norm1(self.conv1(x)).relu())).relu()
+        return self.out(self.hidden(x.flatten(1)).relu())
+
+
+HOLD = {"n_m": ["conv2.weight", "hidden.weight", "out.weight"]}  # the layers that sparsity speaks of, where not all
+AT_LEAST = {"channel"}  # patterns that keep at least what they are asked to, since they go by whole channels
+
+
 @pytest.mark.parametrize("path", members("pattern"), ids=names(members("pattern")))
 def test_pattern(path):
-    """Law 3 down a ladder of sparsities: the exact number, inside the one before."""
-    model = Conv()
-    mask = Mask.dense(model)
-    scores = {name: torch.randint(0, 4, weight.shape).float() for name, weight in prunable(model).items()}
-    for sparsity in (0.0, 0.3, 0.5, 0.9):
-        drawn = made(path)(scores, mask, sparsity)
-        assert drawn.num_kept == round((1 - sparsity) * mask.num_total) and drawn.inside(mask)
+    """Law 3 down a ladder of sparsities: the number that the pattern promises, inside the mask before, the same when
+    asked again; scores, mask, network and generators stay as they were."""
+    model = Deep().train()
+    mask, scores = Mask.dense(model), {n: torch.randint(0, 4, w.shape).float() for n, w in prunable(model).items()}
+    hold = HOLD.get(path.stem, list(mask))
+    total = sum(mask[name].numel() for name in hold)
+    given = [*scores.values(), *model.state_dict().values(), torch.get_rng_state()]
+    before = [tensor.clone() for tensor in given]
+    for sparsity in (0.0, 0.3, 0.5, 0.7, 0.8):
+        same = Mask(mask)
+        drawn = made(path)(scores, mask, sparsity, model)
+        assert drawn.inside(mask) and mask == same and drawn == made(path)(scores, mask, sparsity, model)
+        kept, promised = sum(drawn.counts()[name] for name in hold), round((1 - sparsity) * total)
+        assert promised <= kept <= promised + 0.1 * total if path.stem in AT_LEAST else kept == promised
+        assert all(drawn[name].all() for name in set(mask) - {*hold})
         mask = drawn
+    given[-1] = torch.get_rng_state()
+    assert all(torch.equal(now, then) for now, then in zip(given, before, strict=True)) and model.training
+    assert all(module.training for module in model.modules()) and not any(m._forward_hooks for m in model.modules())
 
 
 @pytest.mark.parametrize("sparsity", [0, 0.0, 1e-12, 1 - 1e-13, 0.2, 0.5, 0.9, 0.99])

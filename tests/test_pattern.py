@@ -12,8 +12,9 @@ from torch import nn
 from torch.nn.utils import prune
 
 from lth.mask import Mask, num_kept, prunable, top_k
-from lth.pattern.unstructured import Unstructured, quotas
+from lth.pattern.unstructured import SCOPES, Unstructured, quotas
 
+MODEL = nn.Sequential()  # unstructured never looks at the network
 quick = settings(max_examples=150, deadline=None, derandomize=True)
 SCORES = st.sampled_from([0.0, 0.25, 0.5, 1.0, -1.0])  # few values, many ties
 FLOATS = st.one_of(SCORES, st.floats(-(2.0**99), 2.0**99, width=32))
@@ -66,9 +67,9 @@ def test_global_keeps_the_best_of_all(case, sparsity):
     count = oracle(sparsity, mask.num_total)
     if count > mask.num_kept:
         with pytest.raises(ValueError, match=f"cannot keep {count} "):
-            Unstructured("global")(scores, mask, sparsity)
+            Unstructured("global")(scores, mask, sparsity, MODEL)
         return
-    drawn = Unstructured("global")(scores, mask, sparsity)
+    drawn = Unstructured("global")(scores, mask, sparsity, MODEL)
     assert drawn.num_kept == count
     assert drawn.inside(mask)
     assert_best(flat(scores), flat(mask), flat(drawn))
@@ -82,9 +83,9 @@ def test_layerwise_keeps_the_best_of_each_layer(case, sparsity, output):
     count = oracle(sparsity, mask.num_total)
     if not len(mask) <= count <= mask.num_kept:
         with pytest.raises(ValueError, match=f"cannot keep {count} "):
-            Unstructured("layerwise", output)(scores, mask, sparsity)
+            Unstructured("layerwise", output)(scores, mask, sparsity, MODEL)
         return
-    drawn = Unstructured("layerwise", output)(scores, mask, sparsity)
+    drawn = Unstructured("layerwise", output)(scores, mask, sparsity, MODEL)
     assert drawn.num_kept == count
     assert drawn.inside(mask)
     assert min(drawn.counts().values()) >= 1
@@ -93,7 +94,7 @@ def test_layerwise_keeps_the_best_of_each_layer(case, sparsity, output):
 
 
 @quick
-@given(layers(least=1), st.lists(st.floats(0, 0.9), min_size=2, max_size=4), st.sampled_from(["global", "layerwise"]))
+@given(layers(least=1), st.lists(st.floats(0, 0.9), min_size=2, max_size=4), st.sampled_from(SCOPES))
 def test_levels_are_nested(case, sparsities, scope):
     """Level n + 1 lies inside level n, and asking twice for one sparsity changes nothing."""
     scores, _ = case
@@ -101,24 +102,24 @@ def test_levels_are_nested(case, sparsities, scope):
     for sparsity in sorted(sparsities):
         if num_kept(sparsity, mask.num_total) < len(mask):
             return
-        level = Unstructured(scope)(scores, mask, sparsity)
+        level = Unstructured(scope)(scores, mask, sparsity, MODEL)
         assert level.inside(mask)
-        assert Unstructured(scope)(scores, level, sparsity) == level
+        assert Unstructured(scope)(scores, level, sparsity, MODEL) == level
         mask = level
 
 
-@pytest.mark.parametrize("scope", ["global", "layerwise"])
+@pytest.mark.parametrize("scope", SCOPES)
 def test_two_of_ten_equal_scores_are_two(scope):
     """The field's threshold bug: asked to prune 2 of 10 equal scores, prune the last 2 and not 3 or 10."""
     mask = Mask({"weight": torch.ones(10)})
-    drawn = Unstructured(scope)({"weight": torch.full((10,), 0.5)}, mask, 0.2)
+    drawn = Unstructured(scope)({"weight": torch.full((10,), 0.5)}, mask, 0.2, MODEL)
     assert drawn["weight"].tolist() == [True] * 8 + [False] * 2
 
 
 def test_a_global_tie_falls_to_the_first_layer():
     """Position counts over all layers: equal scores survive in the first ones."""
     mask = Mask({"a": torch.ones(2, 2), "b": torch.ones(4)})
-    drawn = Unstructured("global")({name: torch.zeros(mask[name].shape) for name in mask}, mask, 0.375)
+    drawn = Unstructured("global")({name: torch.zeros(mask[name].shape) for name in mask}, mask, 0.375, MODEL)
     assert drawn.counts() == {"a": 4, "b": 1}
     assert drawn["b"].tolist() == [True, False, False, False]
 
@@ -129,13 +130,13 @@ def test_layerwise_by_hand(output, counts):
     190 / 900 where it is left alone."""
     mask = Mask({"a": torch.ones(20, 30), "b": torch.ones(300), "out": torch.ones(10, 10)})
     scores = {name: torch.rand(mask[name].shape) for name in mask}
-    assert tuple(Unstructured("layerwise", output)(scores, mask, 0.19).counts().values()) == counts
+    assert tuple(Unstructured("layerwise", output)(scores, mask, 0.19, MODEL).counts().values()) == counts
 
 
 def test_an_empty_layer_is_no_reason_to_stop():
     """What scope=global emptied stays empty: the next global level is drawn from the other layers."""
     mask = Mask({"a": torch.zeros(4), "b": torch.ones(4)})
-    drawn = Unstructured("global")({"a": torch.ones(4), "b": torch.arange(4.0)}, mask, 0.75)
+    drawn = Unstructured("global")({"a": torch.ones(4), "b": torch.arange(4.0)}, mask, 0.75, MODEL)
     assert drawn["b"].tolist() == [False, False, True, True]
     assert drawn.counts()["a"] == 0
 
@@ -148,7 +149,7 @@ def test_global_equals_torch(sparsity):
     weights = prunable(model)
     scores = {name: weight.detach().abs() for name, weight in weights.items()}
     assert flat(scores).unique().numel() == flat(scores).numel()
-    drawn = Unstructured("global")(scores, Mask.dense(model), sparsity)
+    drawn = Unstructured("global")(scores, Mask.dense(model), sparsity, MODEL)
     modules = [(model.get_submodule(name.removesuffix(".weight")), "weight") for name in weights]
     prune.global_unstructured(modules, prune.L1Unstructured, amount=drawn.num_total - drawn.num_kept)
     for name, (module, _) in zip(weights, modules, strict=True):
@@ -160,8 +161,8 @@ def test_inputs_stay_as_they_were():
     scores = {"a": torch.rand(3, 4), "b": torch.rand(5)}
     mask = Mask({"a": torch.ones(3, 4), "b": torch.tensor([1, 1, 0, 1, 0])})
     before = {name: score.clone() for name, score in scores.items()}, Mask(mask)
-    for scope in ("global", "layerwise"):
-        Unstructured(scope)(scores, mask, 0.5)
+    for scope in SCOPES:
+        Unstructured(scope)(scores, mask, 0.5, MODEL)
     assert mask == before[1]
     assert all(torch.equal(scores[name], before[0][name]) for name in scores)
 
@@ -172,6 +173,122 @@ def test_wrong_settings_are_named(wrong):
     ((key, value),) = wrong.items()
     with pytest.raises(ValueError, match=rf"^pattern\.{key}={value} [^\n]*$"):
         Unstructured(**wrong)
+
+
+# Erdos-Renyi-Kernel, and as many in each layer
+
+
+def drawn_counts(scope, shapes, sparsity, rates=None) -> list[int]:
+    """Weights kept of dense layers of these shapes, of which each has lower scores than the next one."""
+    mask = Mask({f"{i}.weight": torch.ones(shape) for i, shape in enumerate(shapes)})
+    scores = {name: torch.full(kept.shape, float(i)) for i, (name, kept) in enumerate(mask.items())}
+    return list(Unstructured(scope, rates=rates or {})(scores, mask, sparsity, MODEL).counts().values())
+
+
+def erk(shapes, density: float) -> list[float]:
+    """Weights by layer in closed form: eps = (total - the full layers' sizes) / (sum of n_in + n_out + kernel over the
+    others), the layers with the highest raw density (n_in + n_out + kernel) / size becoming full one by one."""
+    raw = [sum(shape) / math.prod(shape) for shape in shapes]
+    order = sorted(range(len(shapes)), key=lambda i: -raw[i])
+    total = density * sum(map(math.prod, shapes))
+    for num_full in range(len(shapes)):
+        full, rest = order[:num_full], order[num_full:]
+        eps = (total - sum(math.prod(shapes[i]) for i in full)) / sum(sum(shapes[i]) for i in rest)
+        if all(eps * raw[i] <= 1 for i in rest):
+            break
+    return [math.prod(shape) if i in full else eps * sum(shape) for i, shape in enumerate(shapes)]
+
+
+RESNET = [
+    (16, 3, 3, 3),
+    *[(16, 16, 3, 3)] * 6,
+    (32, 16, 3, 3),
+    *[(32, 32, 3, 3)] * 5,
+    (64, 32, 3, 3),
+    (64, 64, 3, 3),
+    (10, 64),
+]
+
+
+@pytest.mark.parametrize("sparsity", [0.3, 0.5, 0.8, 0.9, 0.98])
+@pytest.mark.parametrize("shapes", [RESNET, [(300, 784), (100, 300), (10, 100)]])
+def test_erk_in_closed_form(shapes, sparsity):
+    """Within one weight of the closed form in each layer, exact in all."""
+    counts = drawn_counts("erk", shapes, sparsity)
+    assert sum(counts) == round((1 - sparsity) * sum(map(math.prod, shapes)))
+    assert all(abs(count - ideal) <= 1 for count, ideal in zip(counts, erk(shapes, 1 - sparsity), strict=True))
+
+
+def test_erk_by_hand():
+    """LeNet-300-100 at 90%: 110 output weights at raw density 0.11, so eps = 26620 / (1084 + 400 + 110) fills the last
+    layer; the rest, 25620, is 1084 : 400."""
+    assert 26620 / (1084 + 400 + 110) * 0.11 > 1
+    assert drawn_counts("erk", [(300, 784), (100, 300), (10, 100)], 0.9) == [round(25620 * 1084 / 1484), 6906, 1000]
+
+
+def test_balanced_by_hand():
+    """60 of 100 + 10 + 30: the small layer is full, the others keep 25 each; 3 of them: one each."""
+    assert drawn_counts("balanced", [(10, 10), (2, 5), (5, 6)], 80 / 140) == [25, 10, 25]
+    assert drawn_counts("balanced", [(10, 10), (2, 5), (5, 6)], 0) == [100, 10, 30]
+    assert drawn_counts("balanced", [(10, 10), (2, 5), (5, 6)], 137 / 140) == [1, 1, 1]
+
+
+@quick
+@given(layers(least=1), SPARSITIES, st.sampled_from(["erk", "balanced"]))
+def test_filled_layers_keep_the_best(case, sparsity, scope):
+    """Exactly the count, nested, at least 1 a layer, the best of each; a layer that has more left keeps no fewer
+    weights (balanced) than another one, but for rounding."""
+    scores, mask = case
+    count = oracle(sparsity, mask.num_total)
+    if not len(mask) <= count <= mask.num_kept:
+        with pytest.raises(ValueError, match=f"cannot keep {count} "):
+            Unstructured(scope)(scores, mask, sparsity, MODEL)
+        return
+    drawn = Unstructured(scope)(scores, mask, sparsity, MODEL)
+    assert drawn.num_kept == count and drawn.inside(mask) and min(drawn.counts().values()) >= 1
+    for name in mask:
+        assert_best(scores[name].reshape(-1), mask[name].reshape(-1), drawn[name].reshape(-1))
+    if scope == "balanced":
+        spare = [n for name, n in drawn.counts().items() if n < mask.counts()[name]]
+        assert not spare or max(drawn.counts().values()) - min(spare) <= 1
+
+
+# Layers with a rate of their own
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_a_layer_at_rate_0_is_left_dense(scope):
+    """The first layer loses nothing while the others have something to lose, then what must be."""
+    shapes = [(6, 5), (10, 10), (10, 7)]
+    for sparsity in (0.1, 0.4, 0.7, 0.84):
+        counts = drawn_counts(scope, shapes, sparsity, {"0.weight": 0})
+        assert counts[0] == 30 and sum(counts) == round((1 - sparsity) * 200)
+    counts = drawn_counts(scope, shapes, 0.9, {"0.*": 0})
+    assert counts == ([20, 0, 0] if scope == "global" else [18, 1, 1])
+
+
+def test_layerwise_rates_by_hand():
+    """140 of 400 weights go: p * (100 + 100 / 2 + 200 * 1) = 140, p = 0.4; the last match counts."""
+    mask = Mask({name: torch.ones(size) for name, size in (("a", 100), ("b", 100), ("c", 200))})
+    scores = {name: torch.rand(kept.shape) for name, kept in mask.items()}
+    pattern = Unstructured(rates={"*": 1, "b": 0.5})
+    assert list(pattern(scores, mask, 0.35, MODEL).counts().values()) == [60, 80, 120]
+
+
+def test_a_rate_of_no_layer_is_named():
+    mask = Mask({"conv1.weight": torch.ones(4), "out.weight": torch.ones(4)})
+    with pytest.raises(
+        ValueError, match=r"^pattern\.rates\.conv\.weight=0 names no layer; did you mean conv1\.weight\?$"
+    ):
+        Unstructured(rates={"conv.weight": 0})({name: torch.ones(4) for name in mask}, mask, 0.5, MODEL)
+
+
+@pytest.mark.parametrize(
+    ("scope", "rate"), [("layerwise", -1), ("layerwise", 2), ("layerwise", "x"), ("global", 0.5), ("erk", 0.5)]
+)
+def test_wrong_rates_are_named(scope, rate):
+    with pytest.raises(ValueError, match=rf"^pattern\.rates\.a={rate} must be [^\n]*$"):
+        Unstructured(scope, rates={"a": rate})
 
 
 # Quotas
@@ -370,3 +487,33 @@ def test_prunable_are_linear_and_convolutional_weights():
     assert all(weight is dict(model.named_parameters())[name] for name, weight in prunable(model).items())
     assert list(prunable(nn.Linear(2, 2))) == ["weight"]
     assert list(prunable(nn.ConvTranspose1d(2, 2, 1))) == ["weight"]
+
+
+# torch's own pruning
+
+
+@pytest.mark.parametrize("levels", [1, 2])
+def test_masks_go_to_torch_and_back(levels):
+    """A mask put on a model is read again; what torch pruned is read, and further masks stay inside it."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(16, 3))
+    mask = Mask.dense(model)
+    for level in range(1, levels + 1):
+        scores = {name: weight.detach().abs() for name, weight in prunable(model).items()}
+        mask = Unstructured("global")(scores, mask, 0.3 * level, MODEL)
+        mask.export_(model)
+    assert Mask.of_pruned(model) == mask
+    model(torch.randn(2, 1, 4, 4)).sum().backward()
+    assert all((weight[~mask[name]] == 0).all() for name, weight in prunable(model).items())
+    assert {name for name, _ in model.named_parameters()} == {"0.bias", "0.weight_orig", "2.bias", "2.weight_orig"}
+    assert Mask.of_pruned(nn.Linear(2, 2)) == Mask.dense(nn.Linear(2, 2))
+
+
+def test_torch_prunes_half_of_one_layer():
+    """Only one layer was pruned: the other counts as whole."""
+    model = nn.Sequential(nn.Linear(4, 2), nn.Linear(2, 2))
+    prune.l1_unstructured(model[0], "weight", amount=3)
+    read = Mask.of_pruned(model)
+    assert read.counts() == {"0.weight": 5, "1.weight": 4}
+    removed = model[0].weight_orig.detach().abs()[~read["0.weight"]]
+    assert removed.max() < model[0].weight.detach().abs()[read["0.weight"]].min()

@@ -1,48 +1,84 @@
-"""Unstructured: any single weight may go.
+"""Unstructured: any single weight may go. Of all prunable weights exactly round((1 - sparsity) * total) are kept.
 
-scope=global ranks all prunable weights together. scope=layerwise removes the same fraction p of every layer's
-survivors, and p * output of the output layer's, as Frankle & Carbin 2019 (https://arxiv.org/abs/1803.03635, figure 2)
-do with output=0.5 ("output layer at half the rate of the rest").
+scope says over what scores are ranked, and how many weights each layer keeps:
+global     all layers are ranked together.
+layerwise  the same fraction p of every layer's survivors goes, p * output of the output layer's, as Frankle & Carbin
+           2019 (https://arxiv.org/abs/1803.03635, figure 2) do with output=0.5 ("output layer at half the rate").
+erk        Erdos-Renyi-Kernel, Evci et al. 2020 (https://arxiv.org/abs/1911.11134, section 3): of a layer of shape
+           (n_out, n_in, *kernel), density = min(1, eps * (n_out + n_in + sum(kernel)) / (n_out * n_in * prod(kernel))).
+balanced   every layer keeps the same number of weights, as far as it has them: density = min(1, eps / size). Ours by
+           this name; it is erk with equal numerators.
+eps is the one number that makes the total exact; layers it would fill are full, and the rest is shared by the others.
 
-Deviation: the paper fixes p (20%) and lets the total follow (51.28% remain after three levels of LeNet-300-100, not
-51.20%); here the total is exact, so p comes out slightly above the prune rate where the output layer lags behind.
+Deviations: Frankle & Carbin fix p (20%) and let the total follow (51.28% remain after three levels of LeNet-300-100,
+not 51.20%); here the total is exact, so p comes out slightly above the prune rate where the output layer lags behind.
+Evci et al. draw erk masks at random before training; here the scores choose within a layer. A layer keeps at least 1
+weight in all scopes but global, and never more than it still has.
 """
 
+import difflib
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 
 import torch
 
 from lth.mask import Mask, num_kept, top_k
 
+SCOPES = ("global", "layerwise", "erk", "balanced")
+
 
 @dataclass(frozen=True)
 class Unstructured:
-    """scope: global or layerwise. output: prune rate of the output layer relative to the others, in [0, 1];
-    1 treats it like the others, 0 leaves it as it is. Only layerwise reads it."""
+    """scope: global, layerwise, erk or balanced. output: prune rate of the output layer relative to the others, in
+    [0, 1]; 1 treats it like the others, 0 leaves it as it is. Only layerwise reads it.
+    rates: prune rate relative to the others, by weight name or glob, the last match counts: {"0.weight": 0} leaves the
+    first convolution dense. Layerwise takes any in [0, 1], the other scopes 0 and 1. Layers at 0 lose weights only
+    when the others have none left to lose (global: the last ones). On the command line: +pattern.rates={0.weight:0}"""
 
     scope: str = "layerwise"
     output: float = 0.5
+    rates: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.scope not in ("global", "layerwise"):
-            raise ValueError(f"pattern.scope={self.scope} is not one of: global, layerwise")
-        if not (isinstance(self.output, int | float) and 0 <= self.output <= 1):
-            raise ValueError(f"pattern.output={self.output} must be in [0, 1]")
+        if self.scope not in SCOPES:
+            raise ValueError(f"pattern.scope={self.scope} is not one of: {', '.join(SCOPES)}")
+        for key, rate in [("output", self.output), *((f"rates.{name}", rate) for name, rate in self.rates.items())]:
+            if isinstance(rate, bool) or not (isinstance(rate, int | float) and 0 <= rate <= 1):
+                raise ValueError(f"pattern.{key}={rate} must be in [0, 1]")
+            if key != "output" and self.scope != "layerwise" and rate not in (0, 1):
+                raise ValueError(f"pattern.{key}={rate} must be 0 or 1; only pattern.scope=layerwise takes others")
 
-    def __call__(self, scores, mask, sparsity):
+    def __call__(self, scores, mask, sparsity, model):
         """The mask inside `mask` that keeps exactly round((1 - sparsity) * total) weights, at least 1 (a layer)."""
-        total = num_kept(sparsity, mask.num_total)
+        total, rates = num_kept(sparsity, mask.num_total), self._rates(list(mask))
         if self.scope == "global":
-            flat = torch.cat([scores[name].reshape(-1) for name in mask])
-            chosen = top_k(flat, torch.cat([kept.reshape(-1) for kept in mask.values()]), total)
-            parts = chosen.split([kept.numel() for kept in mask.values()])
+            free = [scores[name] if rate else torch.full(mask[name].shape, torch.inf) for name, rate in rates.items()]
+            flat, kept = (torch.cat([part.reshape(-1) for part in parts]) for parts in (free, mask.values()))
+            parts = top_k(flat, kept, total).split([part.numel() for part in free])
             return Mask({name: part.reshape(mask[name].shape) for name, part in zip(mask, parts, strict=True)})
-        counts = quotas(list(mask.counts().values()), total, [1.0] * (len(mask) - 1) + [float(self.output)])
+        survivors = list(mask.counts().values())
+        shares = [sum(kept.shape) if self.scope == "erk" else 1 for kept in mask.values()]
+        if self.scope == "layerwise":
+            counts = quotas(survivors, total, [*rates.values()])
+        else:
+            counts = filled(survivors, total, shares, [*rates.values()])
         return Mask({
             name: top_k(scores[name].reshape(-1), kept.reshape(-1), count).reshape(kept.shape)
             for (name, kept), count in zip(mask.items(), counts, strict=True)
         })  # fmt: skip
+
+    def _rates(self, names: list[str]) -> dict[str, float]:
+        """The relative prune rate of each layer. Raises ValueError for a glob that no layer answers to."""
+        rates = dict.fromkeys(names, 1.0)
+        rates[names[-1]] = float(self.output) if self.scope == "layerwise" else 1.0
+        for glob, rate in self.rates.items():
+            if not (found := [name for name in names if fnmatchcase(name, glob)]):
+                near = difflib.get_close_matches(glob, names, n=1, cutoff=0)
+                raise ValueError(f"pattern.rates.{glob}={rate} names no layer; did you mean {near[0]}?")
+            rates |= dict.fromkeys(found, float(rate))
+        return rates
 
 
 def quotas(survivors: list[int], total: int, rates: list[float]) -> list[int]:
@@ -53,27 +89,41 @@ def quotas(survivors: list[int], total: int, rates: list[float]) -> list[int]:
     rate 0 give way only when all others are down to 1.
     Raises ValueError where `total` is less than one weight a layer or more than the survivors.
     """
+    most = 1.0 / min((rate for rate in rates if rate > 0), default=1.0)
+    return _shared(survivors, total, rates, lambda i, x: survivors[i] * (1 - min(1.0, (1 - x) * most * rates[i])))
+
+
+def filled(survivors: list[int], total: int, shares: list[int], rates: list[float]) -> list[int]:
+    """As quotas, but layer i keeps min(survivors_i, eps * shares_i), or all its survivors where its rate is 0."""
+    most = max(n / share for n, share in zip(survivors, shares, strict=True))
+    return _shared(
+        survivors, total, rates,
+        lambda i, x: min(survivors[i], x * most * shares[i]) if rates[i] else float(survivors[i]),
+    )  # fmt: skip
+
+
+def _shared(survivors: list[int], total: int, rates: list[float], keep: Callable[[int, float], float]) -> list[int]:
+    """Whole numbers with the sum `total`, from the one x in [0, 1] at which the sum of keep(layer, x), which rises with
+    x to its survivors, is that."""
     floors = [min(1, n) for n in survivors]
     if not sum(floors) <= total <= sum(survivors):
         raise ValueError(
             f"cannot keep {total} of {sum(survivors)} weights in {sum(floors)} layers; each keeps at least 1"
         )
 
-    def keep(p: float) -> list[float]:
-        parts = zip(survivors, rates, floors, strict=True)
-        return [max(float(floor), n * (1 - min(1.0, p * rate))) for n, rate, floor in parts]
+    def kept(x: float) -> list[float]:
+        return [max(float(floor), keep(i, x)) for i, floor in enumerate(floors)]
 
-    # sum(keep(p)) falls from sum(survivors) as p grows. Bisection, since the floor of 1 makes it piecewise linear.
-    low, high = 0.0, 1.0 / min((rate for rate in rates if rate > 0), default=1.0)
-    if sum(keep(high)) > total:
+    if sum(kept(0.0)) > total:
         spared = [i for i, rate in enumerate(rates) if rate == 0]
         others = sum(floor for i, floor in enumerate(floors) if i not in spared)
         counts = iter(quotas([survivors[i] for i in spared], total - others, [1.0] * len(spared)))
         return [next(counts) if i in spared else floor for i, floor in enumerate(floors)]
+    low, high = 0.0, 1.0  # bisection, since the floor of 1 makes the sum piecewise linear
     for _ in range(200):
         middle = (low + high) / 2
-        low, high = (middle, high) if sum(keep(middle)) > total else (low, middle)
-    ideal = keep(high)
+        low, high = (middle, high) if sum(kept(middle)) < total else (low, middle)
+    ideal = kept(low)
     counts = [max(floor, math.floor(x)) for floor, x in zip(floors, ideal, strict=True)]
     by_remainder = sorted(range(len(ideal)), key=lambda i: counts[i] - ideal[i])
     for i in [i for i in by_remainder if counts[i] < survivors[i]] * 2:

@@ -1,0 +1,28 @@
+"""Polynomial: large steps first, small ones near the target (Zhu & Gupta 2017, https://arxiv.org/abs/1710.01878).
+
+    sparsity_t = sparsity * (1 - (1 - t / n)^3),   t = 1 .. n
+
+With rewind=none rewind.steps=K this is their gradual pruning during one training: after the dense training n levels of
+K steps, in which weights, moments and step count go on from where the level before ended.
+
+Deviations: the paper prunes from early in training on, while the learning rate still falls; here it begins when the
+dense training is over, at the last learning rate of the schedule (constant keeps it the same). It starts from sparsity
+0 and prunes every level, as the paper's equation 1 with s_i = 0.
+"""
+
+from dataclasses import dataclass
+
+from lth.prune.rounds import Rounds
+
+
+@dataclass(frozen=True)
+class Polynomial(Rounds):
+    """sparsity: target in [0, 1); 0 is the dense network alone. num_rounds: levels, at least 1."""
+
+    num_rounds: int = 10
+
+    def __call__(self) -> list[float]:
+        """Sparsity of levels 1 to n, the last one exact; steps too small for 12 digits are left out."""
+        n = self.num_rounds
+        levels = {round(self.sparsity * (1 - (1 - t / n) ** 3), 12) for t in range(1, n)}
+        return [*sorted(s for s in levels if 0 < s < self.sparsity), *([float(self.sparsity)] if self.sparsity else [])]
