@@ -3,6 +3,7 @@
 import hashlib
 import io
 import pickle
+import re
 import tarfile
 import threading
 import urllib.request
@@ -17,9 +18,13 @@ import torch
 import torchvision.datasets
 from PIL import Image
 from safetensors.torch import save_file
+from test_bad_input import refused as command_refused
 from test_dataset import closed_port, rows
+from test_main import run_here
+from torch import nn
 
-from lth.data import Augment
+import main
+from lth.data import Augment, Source
 from lth.dataset.altered import Altered
 from lth.dataset.cifar import Cifar
 from lth.dataset.digits import Digits
@@ -29,6 +34,7 @@ from lth.dataset.mnist1d import Mnist1d
 from lth.dataset.svhn import Svhn
 from lth.dataset.tensors import Tensors
 from lth.dataset.tiny_imagenet import TinyImagenet
+from lth.perform import Context
 
 
 @pytest.fixture(autouse=True)
@@ -509,3 +515,45 @@ def test_altered_says_whose_key_is_wrong():
     for of in (3, Altered(Digits())):
         with pytest.raises(ValueError, match=r"^dataset\.of=[^\n]* must be another data set[^\n]*$"):
             Altered(of)
+
+
+# Commands
+
+
+def test_prefetch_loads_and_ends(tmp_path):
+    """A line a data set, exit 0, nothing written; a sweep says each once."""
+    ran = run_here("dataset=digits prefetch=true", tmp_path, workers=None)
+    assert ran.code in (0, None) and not list(tmp_path.rglob("*"))
+    assert re.fullmatch(r"digits: 1,197 train, 200 val, 400 test examples of 1 x 8 x 8 in 10 classes, .*\n", ran.out)
+    ran = run_here(
+        "-m dataset=digits,fake dataset.num_val=100 prune.sparsity=0.5,0.8 prefetch=true", tmp_path, workers=None
+    )
+    assert ran.code in (0, None) and [line.split(":")[0] for line in ran.out.splitlines()] == ["digits", "fake"]
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+COMMANDS = """
+    dataset=fake dataset.crop=40                                        | dataset.crop=40 must be 0 to 32
+    dataset=fake dataset.shape=[1,40] dataset.flip=true                 | dataset.flip=True must be false
+    dataset=folder                                                      | dataset.path has no default
+    dataset=tensors dataset.path=file                                   | dataset.path=file is no .npz
+    dataset=altered dataset.label_noise=2                               | dataset.label_noise=2 must be in [0, 1]
+    dataset=altered dataset@dataset.of=digits dataset.of.num_val=0      | dataset.of.num_val=0
+    dataset=altered dataset@dataset.of=cifa10                           | did you mean cifar10?
+    dataset=tiny_imagenet                                               | data_dir=outputs/data
+    dataset=fake dataset.shape=32                                       | dataset.shape=32 must be
+"""
+
+
+@pytest.mark.parametrize("line", [line.strip() for line in COMMANDS.strip().splitlines()])
+def test_a_command_is_refused(tmp_path, line):
+    words, _, expected = (part.strip() for part in line.partition("|"))
+    assert expected in command_refused(words, tmp_path)
+
+
+def test_a_model_that_cannot_take_the_data_is_named():
+    """A network is tried on two examples of the data's shape: what torch says, after both names and the shape."""
+    source = Source(None, "", 10, (3, 8, 8), 4)
+    with pytest.raises(ValueError, match=r"^model=conv cannot take dataset=fake, inputs of shape \(3, 8, 8\) [^\n]*$"):
+        main._check_model(lambda *_: nn.Conv2d(1, 4, 3), Context(), source, {"model": "conv", "dataset": "fake"})
+    main._check_model(lambda *_: nn.Conv2d(3, 4, 3), Context(), source, {})
