@@ -40,7 +40,7 @@ class Pixels:
     """uint8 images that are float32 where they are read: (x - mean) / std by channel. Read as a tensor would be."""
 
     def __init__(self, raw: Tensor, mean: Tensor, std: Tensor):
-        self.raw, self.mean, self.std = raw, mean, std
+        self.raw, self.mean, self.std, self.shape = raw, mean, std, raw.shape
 
     def normalise(self, x: Tensor) -> Tensor:
         return (x.to(torch.float32) - self.mean) / self.std
@@ -76,10 +76,7 @@ def move(x: Tensor, top: Tensor, left: Tensor, flipped: Tensor, padding: int = 0
 
 
 def cut(x: Tensor, row: Tensor, column: Tensor, size: int) -> Tensor:
-    """A square of size x size pixels around (row, column), int64 [n], set to 0 in each image as far as it lies in it.
-
-    The square begins size // 2 pixels above and to the left of its centre.
-    """
+    """A square of size x size pixels, from size // 2 before (row, column), int64 [n], on, set to 0 in each image."""
 
     def within(centre: Tensor, length: int) -> Tensor:
         offset = torch.arange(length, device=x.device) - centre[:, None] + size // 2
@@ -104,18 +101,20 @@ class Augment:
     flip: bool = False
     cutout: int = 0
 
-    def check(self, shape: tuple[int, ...]) -> None:
-        """Raises ValueError, one line, where images of (channels, height, width) cannot be augmented so."""
-        for name in ("crop", "cutout"):
-            number, most = getattr(self, name), min(shape[1:]) if len(shape) == 3 else 0
-            if not isinstance(number, int) or not 0 <= number <= most:
-                raise ValueError(f"dataset.{name}={number} must be 0 to {most} pixels, for inputs of shape {shape}")
-        if self.flip and len(shape) != 3:
-            raise ValueError(f"dataset.flip={self.flip} must be false for inputs of shape {shape}, which are no images")
-
     def on(self, data: "Data") -> "Data":
-        """Data whose training batches are augmented so, or as they were where all is off. Raises ValueError."""
-        self.check(data.input_shape)
+        """Data whose training batches are augmented so, or as they were where all is off.
+
+        Raises ValueError, one line, where their examples cannot be.
+        """
+        shape = data.input_shape
+        most = min(shape[1:]) if len(shape) == 3 else 0  # what has no height and width is cropped by nothing
+        for name in ("crop", "cutout"):
+            if not 0 <= getattr(self, name) <= most:
+                raise ValueError(
+                    f"dataset.{name}={getattr(self, name)} must be 0 to {most} pixels, for inputs of shape {shape}"
+                )
+        if self.flip and most == 0:
+            raise ValueError(f"dataset.flip={self.flip} must be false for inputs of shape {shape}, which are no images")
         return data if self == Augment() else dataclasses.replace(data, augment=self)
 
     def draw(self, num: int, height: int, width: int, rng: torch.Generator) -> Tensor:

@@ -141,20 +141,25 @@ def test_global_generators_stay():
     assert before[1] == np.random.get_state()[1].tolist()
 
 
+def shaped(*shape: int) -> Data:
+    part = Split(images(3, *shape), torch.arange(3))
+    return Data(part, part, part, 3)
+
+
 @pytest.mark.parametrize("name", ["crop", "cutout"])
-@pytest.mark.parametrize("value", [-1, 6, 2.0])
+@pytest.mark.parametrize("value", [-1, 6])
 def test_what_cannot_be_cropped_is_refused(name, value):
     with pytest.raises(ValueError, match=rf"^dataset\.{name}={value} must be 0 to 5 [^\n]*$"):
-        replace(Augment(), **{name: value}).check((3, 5, 6))
+        replace(Augment(), **{name: value}).on(shaped(3, 5, 6))
 
 
 @pytest.mark.parametrize("augment", [Augment(crop=1), Augment(flip=True), Augment(cutout=1)])
 def test_signals_are_no_images(augment):
-    """A vector has no sides to crop: one line; with all off there is nothing to refuse."""
+    """A vector has no sides to crop: one line; with all off there is nothing to refuse, and nothing is augmented."""
     with pytest.raises(ValueError, match=r"^dataset\.\w+=\w+ must be [^\n]* \(1, 40\)[^\n]*$"):
-        augment.check((1, 40))
-    Augment().check((1, 40))
-    augment.check((1, 4, 4))
+        augment.on(shaped(1, 40))
+    assert Augment().on(shaped(1, 40)).augment is None
+    assert augment.on(shaped(1, 4, 4)).augment == augment
 
 
 # Resident as uint8

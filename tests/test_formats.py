@@ -268,13 +268,13 @@ def test_folder_is_dealt(tmp_path):
     assert data.augment == Augment(flip=True)
 
 
-@pytest.mark.parametrize("own", [("train", "test"), ("train", "test", "val")])
+@pytest.mark.parametrize("own", [("train", "test"), ("train", "val"), ("train", "test", "val")])
 def test_folder_has_splits_of_its_own(tmp_path, own):
-    """test/ is the test split, val/ the validation split or taken from train/."""
+    """test/ is the test split and val/ the validation split; one alone is the test split, and val is of train/."""
     written = {name: write_folder(tmp_path / "mine" / name, seed=seed) for seed, name in enumerate(own)}
     data = Folder(str(tmp_path / "mine"), 8, 4, 99)(tmp_path / "elsewhere")
-    assert rows(data.test) == labelled(written["test"])
-    if "val" in own:
+    assert rows(data.test) == labelled(written[own[1]])
+    if len(own) == 3:
         assert rows(data.val) == labelled(written["val"]) and rows(data.train) == labelled(written["train"])
     else:
         assert len(data.val.y) == 4 and rows(data.train, data.val) == labelled(written["train"])

@@ -30,18 +30,15 @@ def parts(
     Raises ValueError, one line, where the files are neither there nor to be had, or are damaged.
     """
 
-    def missing() -> list[Path]:
-        return [path for path in files if not path.is_file()]
-
-    if missing():
+    if not all(path.is_file() for path in files):
         if not reachable(urls):
             wanted = f"put {files[0].name} (and its {len(files) - 1} fellows) into {files[0].parent}"
             raise ValueError(f"{name} is not in data_dir={data_dir} and its mirrors cannot be reached; {wanted}")
         made = [folder for folder in (files[0].parent, *files[0].parents) if not folder.exists()]
         try:
             data_dir.mkdir(parents=True, exist_ok=True)
-            with SoftFileLease(data_dir / f".{name}.lock"):  # whoever waited here finds the files that were missing
-                _download(missing(), archives, load)
+            with SoftFileLease(data_dir / f".{name}.lock"):
+                _download(files, archives, load)
         except (OSError, RuntimeError, EOFError, HTTPException, zlib.error) as error:
             for folder in made:
                 with contextlib.suppress(OSError):
@@ -53,12 +50,13 @@ def parts(
         raise ValueError(f"{name} in {files[0].parent} is damaged ({_line(error)}); delete it there") from error
 
 
-def _download(missing: list[Path], archives: list[Path], load: Callable[..., Any]) -> None:
-    """Download what is missing; whatever ends that early, Ctrl-C too, no part of a file stays."""
+def _download(files: list[Path], archives: list[Path], load: Callable[..., Any]) -> None:
+    """Download what is missing, nothing where another process just has. Whatever ends that early, no part stays."""
+    missing = [path for path in files if not path.is_file()]
     try:
         for train in (True, False) if missing else ():
             load(train, True)
-    except BaseException:
+    except BaseException:  # Ctrl-C too
         for path in (*archives, *missing):
             path.unlink(missing_ok=True)
         raise

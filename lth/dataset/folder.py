@@ -1,7 +1,8 @@
 """folder: your own images, a subfolder a class, as torchvision's ImageFolder has them.
 
-<path>/train/<class>/<image> with test/ and val/ beside train/, or with test/ alone; or <path>/<class>/<image>. What is
-not there is dealt from the rest. Each image becomes RGB, its shorter side `size` pixels, its middle kept.
+<path>/train/<class>/<image> with test/ and val/ beside train/, or with one of them, which is the test split; or
+<path>/<class>/<image>. What is not there is dealt from the rest. Each image becomes RGB, its shorter side `size`
+pixels, its middle kept.
 """
 
 from concurrent.futures import ThreadPoolExecutor

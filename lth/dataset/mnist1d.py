@@ -5,6 +5,7 @@ ten classes, made by the authors' package: templates padded, scaled, sheared, sh
 import random
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,16 +24,12 @@ class Mnist1d:
     def __call__(self, data_dir: Path) -> Data:
         from mnist1d.data import get_dataset_args, make_dataset  # never its get_dataset, which downloads a pickle
 
-        settings = get_dataset_args()
+        settings: Any = get_dataset_args()
         settings.seed = self.seed
         before = random.getstate(), np.random.get_state()
-        try:
-            made = make_dataset(settings)  # seeds the global generators
-        finally:
-            random.setstate(before[0])
-            np.random.set_state(before[1])
-        pool, test = (
-            Split(torch.from_numpy(made[x]).float().unsqueeze(1), torch.from_numpy(made[y]).long())
-            for x, y in (("x", "y"), ("x_test", "y_test"))
-        )
-        return split(pool, self.num_val, 0, self.split_seed, num_classes=10, test=test)
+        made = make_dataset(settings)  # which seeds the global generators
+        random.setstate(before[0])
+        np.random.set_state(before[1])
+        x, test_x = (torch.from_numpy(made[name]).float().unsqueeze(1) for name in ("x", "x_test"))
+        y, test_y = (torch.from_numpy(made[name]).long() for name in ("y", "y_test"))
+        return split(Split(x, y), self.num_val, 0, self.split_seed, num_classes=10, test=Split(test_x, test_y))
