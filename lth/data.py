@@ -43,7 +43,7 @@ class Pixels:
         self.raw, self.mean, self.std, self.shape = raw, mean, std, raw.shape
 
     def normalise(self, x: Tensor) -> Tensor:
-        return (x.to(torch.float32) - self.mean) / self.std
+        return (x - self.mean).div_(self.std)  # of what `-` has made anew
 
     def __len__(self) -> int:
         return len(self.raw)
