@@ -37,7 +37,7 @@ if __name__ == "__main__":
 GROUPS = ("device", "wandb", "dataset", "model", "criterion", "pattern", "prune", "rewind", "recipe")
 SCALARS = {
     "study": str, "replicates": int, "seed": int, "store": str, "keep": str, "data_dir": str, "save_tickets": bool,
-    "checkpoint_seconds": float,
+    "checkpoint_seconds": float, "prefetch": bool,
 }  # fmt: skip
 KEYS = (*SCALARS, *GROUPS, "branch")
 
@@ -117,7 +117,7 @@ def build(cfg: DictConfig, settings: DictConfig) -> Job:
             return
         try:
             recipe.check_optimizer()
-            network = context.model(model, source)
+            network = _check_model(model, context, source, settings.runtime.choices)
             _check_pattern(pattern, network, [0.0, *sparsities][-1])
             if sparsities and hasattr(criterion, "check"):
                 criterion.check(network, data.train)
@@ -129,6 +129,21 @@ def build(cfg: DictConfig, settings: DictConfig) -> Job:
     cell = Cell(config["study"], index, overrides, entries, config["save_tickets"], keep_states)
     tags = [str(settings.runtime.choices.get(group)) for group in ("dataset", "model", "criterion", "rewind")]
     return Job(cell, context, device, wandb, config, tags, rehearse)
+
+
+def _check_model(model: Any, context: Any, source: Any, chosen: Any) -> Any:
+    """The network. Raises ValueError where it cannot take the examples of the data set."""
+    import torch
+
+    shape = tuple(source.input_shape)
+    try:
+        network = context.model(model, source)
+        with torch.no_grad():
+            network.eval()(torch.zeros(2, *shape, device=context.device))
+    except (RuntimeError, TypeError, LookupError, ZeroDivisionError) as error:
+        where = f"model={chosen.get('model')} cannot take dataset={chosen.get('dataset')}, inputs of shape {shape}"
+        raise ValueError(f"{where} in {source.num_classes} classes: {_first_line(error)}") from error
+    return network
 
 
 def _check_pattern(pattern: Any, network: Any, sparsity: float) -> None:
@@ -344,6 +359,14 @@ def _keys(node: Any, path: str = "") -> list[str]:
 
 def refuse(message: str) -> NoReturn:
     """One line of at most 200 characters on stderr, exit 2; nothing is left of a sweep that did not begin."""
+    _unmake()
+    line = " ".join(message.split())
+    print(line if len(line) <= 200 else f"{line[:197]}...", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def _unmake() -> None:
+    """Take away what Hydra has written for a sweep, or put back what was there."""
     for path, before in _made.items():
         with contextlib.suppress(OSError):
             if before is not None:
@@ -352,9 +375,22 @@ def refuse(message: str) -> NoReturn:
                 path.unlink()
             else:
                 path.rmdir()
-    line = " ".join(message.split())
-    print(line if len(line) <= 200 else f"{line[:197]}...", file=sys.stderr)
-    raise SystemExit(2)
+
+
+def prefetch(jobs: Iterable[Job]) -> None:
+    """Where the data sets alone are asked for: they have been loaded, a line each says so, and that is all; exit 0."""
+    said = dict.fromkeys(_sizes(job) for job in jobs if job.config["prefetch"])
+    if said:
+        print(*said, sep="\n")
+        _unmake()
+        raise SystemExit(0)
+
+
+def _sizes(job: Job) -> str:
+    (data,) = job.context.raw.values()
+    counts = ", ".join(f"{len(getattr(data, name).y):,} {name}" for name in ("train", "val", "test"))
+    shape = " x ".join(map(str, data.input_shape))
+    return f"{job.tags[0]}: {counts} examples of {shape} in {data.num_classes} classes, SHA-256 {data.digest[:12]}"
 
 
 def fail(error: Exception) -> NoReturn:

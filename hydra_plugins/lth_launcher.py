@@ -56,6 +56,7 @@ class LthLauncher(BasicLauncher):
             cells.append(cell)
             folders.append(Path(cell.hydra.sweep.dir) / cell.hydra.sweep.subdir)
         jobs = [main._built[cell.hydra.job.num] for cell in cells]
+        main.prefetch(jobs)
         for job, overrides in zip(jobs, job_overrides, strict=True):
             with self._named(job.cell.index, overrides, job_overrides):
                 job.rehearse()
@@ -97,6 +98,7 @@ class Report(Callback):
 
         try:
             main._built[0] = main.build(science(config), config.hydra)
+            main.prefetch([main._built[0]])
             main._built[0].rehearse()
         except main.InputError as error:
             main.refuse(str(error))  # SystemExit: Hydra would turn an exception of a callback into a warning

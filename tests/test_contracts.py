@@ -37,7 +37,12 @@ MEMBERS = [
 ]
 
 
-FILLED = {"source": "weights.safetensors", "store": "store"}  # of rewind=pretrained: what a command must say
+FILLED = {  # what a command must say: of rewind=pretrained, and of data sets of one's own or made of another
+    "source": "weights.safetensors",
+    "store": "store",
+    "path": "mine.npz",
+    "of": {"_target_": "lth.dataset.digits.Digits"},
+}
 
 
 def made(path: Path):

@@ -20,8 +20,9 @@ import pytest
 import torch
 
 from lth.data import Data, Split, split
+from lth.dataset.download import reachable
 from lth.dataset.fashion_mnist import FashionMnist
-from lth.dataset.mnist import Mnist, reachable
+from lth.dataset.mnist import Mnist
 
 KINDS = {"MNIST": Mnist, "FashionMNIST": FashionMnist}
 FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
@@ -257,7 +258,7 @@ def test_a_silent_mirror_does_not_hide_a_good_one(monkeypatch):
 
 SILENT = """
 import socket, sys, time
-from lth.dataset.mnist import reachable
+from lth.dataset.download import reachable
 def silent(*address, **options):
     time.sleep(5)
     raise TimeoutError
