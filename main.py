@@ -86,6 +86,7 @@ def build(cfg: DictConfig, settings: DictConfig) -> Job:
     from lth.cell import Cell
     from lth.data import Source
     from lth.perform import Context
+    from lth.stage import ancestors
     from lth.store import Store, StoreError, check_writable
     from lth.tickets import Lab, iterative
 
@@ -115,6 +116,9 @@ def build(cfg: DictConfig, settings: DictConfig) -> Job:
         store = Store(config["store"])
         if all(store.present(entry.stage.key) for entry in entries):
             return
+        for stage in ancestors(entry.stage for entry in entries):
+            if not stage.description and not store.holds(stage.key):  # known by its name alone: it cannot be made here
+                raise InputError(f"rewind.store is not store={store.root}, which lacks the stage {stage.key[:12]}")
         try:
             recipe.check_optimizer()
             network = _check_model(model, context, source, settings.runtime.choices)
@@ -248,6 +252,7 @@ def execute(jobs: list[Job], folders: list[Path], group: str) -> None:
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(cfg: DictConfig) -> None:
+    from experiments.published import beside
     from lth.cell import drop_states, record, save_tickets
     from lth.report import figures
     from lth.tracking import redact
@@ -267,7 +272,7 @@ def main(cfg: DictConfig) -> None:
         files = save_tickets(job.cell, mine.store, job.context, folder / "tickets") if job.cell.save_tickets else []
         failed = False
     finally:
-        pictures = figures(folder, (".png",)) if mine.view.active else []
+        pictures = figures(folder, beside, (".png",)) if mine.view.active else []
         mine.view.finish(rows, pictures, files, failed=failed)
         shown = f", shown at {mine.view.place}" if str(mine.view.place).startswith("http") else ""
         mine.unfinished.pop(job.cell.id, None)

@@ -4,7 +4,8 @@ Claim      a dense network becomes stable to the order of its data early in trai
            an earlier step than the dense network
 Source     Frankle et al. 2020, https://arxiv.org/abs/1912.05671, figures 3 and 5; LeNet on MNIST is stable at
            initialisation there, dense and pruned
-Figure     barriers of error and loss, distance and disagreement of the copies, against k
+Figure     barriers of error and loss, distance and disagreement of the copies, against k; test error along the line
+           between them
 Command    python main.py study=linear_mode_connectivity
 Cost       129 trainings of up to 1,000 steps, 36 measurements
 """
@@ -22,9 +23,12 @@ PANELS = {
 }
 
 
-def figure(rows, stem):
-    """Write <stem>.png and <stem>.svg."""
-    return plot.against_step(rows[rows["of"].notna()], PANELS, stem, {"error_barrier": STABLE})
+def figure(rows, stem, published, lines):
+    """Write <stem>.png and <stem>_lines.png, and both as .svg."""
+    return [
+        *plot.against_step(rows[rows["of"].notna()], PANELS, stem, {"error_barrier": STABLE}, published),
+        *plot.along_lines(lines, "test_error", "test error", f"{stem}_lines"),
+    ]
 
 
 def verdict(rows):

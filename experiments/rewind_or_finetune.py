@@ -15,6 +15,7 @@ from lth.analysis import Verdict, interval, points, table, weights
 __all__ = ["table", "verdict"]
 NAMES = {
     "rewind=early": "weight rewinding",
+    "rewind=renda2020": "weight rewinding",
     "rewind=learning_rate": "learning-rate rewinding",
     "rewind=none": "fine-tuning",
 }

@@ -5,7 +5,8 @@ Claim      tickets rewound to a step k early in training match the dense network
            minimum (error barrier below 2 points), and where pruning moves the trained weights little
 Source     Frankle et al. 2019, https://arxiv.org/abs/1903.01611; Frankle et al. 2020, https://arxiv.org/abs/1912.05671,
            which finds LeNet on MNIST stable at initialisation already
-Figure     error barrier, distance between the copies, distance to the pruned network, accuracy, against k
+Figure     error barrier, distance between the copies, distance to the pruned network, accuracy, against k; test error
+           along the line between the copies
 Command    python main.py study=rewinding_stability
 Cost       123 trainings of up to 1,000 steps (one dense training a replicate), 45 measurements
 """
@@ -39,10 +40,13 @@ def table(rows):
     return table_of(headers, lines)
 
 
-def figure(rows, stem):
-    """Write <stem>.png and <stem>.svg."""
-    measured = rows.loc[rows["error_barrier"].notna(), "sparsity"]
-    return plot.against_step(rows[rows["sparsity"].isin([0.0, *measured])], PANELS, stem, {"error_barrier": STABLE})
+def figure(rows, stem, published, lines):
+    """Write <stem>.png and <stem>_lines.png, and both as .svg."""
+    measured = rows[rows["sparsity"].isin([0.0, *rows.loc[rows["error_barrier"].notna(), "sparsity"]])]
+    return [
+        *plot.against_step(measured, PANELS, stem, {"error_barrier": STABLE}, published),
+        *plot.along_lines(lines, "test_error", "test error", f"{stem}_lines"),
+    ]
 
 
 def verdict(rows):

@@ -132,16 +132,18 @@ class Report(Callback):
         else:
             failure.unlink(missing_ok=True)
         if config.hydra.mode == RunMode.RUN:
+            from experiments.published import beside
             from lth.report import report
 
-            report(folder, main.experiment)
+            report(folder, main.experiment, beside)
             error = job_return._return_value
             if job_return.status == JobStatus.FAILED and isinstance(error, CellError):
                 main.fail(error)  # SystemExit, before Hydra says it in two lines of its own
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         import main
+        from experiments.published import beside
         from lth.report import report
 
-        if report(Path(config.hydra.sweep.dir), main.experiment):
+        if report(Path(config.hydra.sweep.dir), main.experiment, beside):
             raise SystemExit(1)

@@ -27,8 +27,8 @@ from lth.tracking import read_rows
 METRICS = ("test_accuracy", "early_stop_test_accuracy", "early_stop_step")
 NULLABLE = (*METRICS, "test_loss", "val_accuracy", "rewind_step", "diverged_step")
 COLUMNS = (
-    *("setting", "study", "cell", "overrides", "replicate", "level", "branch", "sparsity", "num_kept", "num_total"),
-    *("of", "steps", "seconds", "served", "stage", *NULLABLE),
+    *("setting", "study", "cell", "overrides", "replicate", "level", "branch", "sparsity"),
+    *("target_sparsity", "num_kept", "num_total", "of", "steps", "seconds", "served", "stage", "job", *NULLABLE),
 )
 # Overrides that say how far, how often, where, or what else is measured; they do not change what a ticket is.
 # prune.rounds is not among them: more rounds to the same sparsity are another schedule.
@@ -47,7 +47,9 @@ def load(directory: str | Path) -> pd.DataFrame:
     `setting` tells the conditions of a sweep apart: the overrides that not all cells share, sorted, joined by ", ",
     without INDIFFERENT; "" where nothing differs. Rows of several studies have "study=..." in it. A setting that still
     holds two different runs of one ticket (code or defaults changed between two sweeps) is split by "job=<directory>":
-    their mean would mean nothing. ValueError: a line that is not JSON.
+    their mean would mean nothing. `job` is that directory; of a stage that several jobs share, the first one.
+    ValueError: a line that is not JSON. `sparsity` becomes the median of a setting's rows with one target: replicates
+    that whole channels bring to slightly different ones are repetitions all the same.
     """
     directory, blank = Path(directory), dict.fromkeys(COLUMNS)
     rows = []
@@ -58,14 +60,16 @@ def load(directory: str | Path) -> pd.DataFrame:
     conditions = [_conditions(row) for row in rows]
     shared = conditions[0].intersection(*conditions)
     frame = pd.DataFrame(rows)
-    measured = [name for name in frame.columns if name not in (*COLUMNS, "job")]
+    measured = [name for name in frame.columns if name not in COLUMNS]
     frame = frame.astype(dict.fromkeys([*NULLABLE, *measured], "float64"))  # nulls alone would make columns of objects
     frame["setting"] = [", ".join(sorted(condition - shared)) for condition in conditions]
+    target = frame["target_sparsity"].astype("float64").fillna(frame["sparsity"])
+    frame["sparsity"] = frame.groupby(["setting", target])["sparsity"].transform("median")
     once = frame.drop_duplicates(["setting", "branch", "stage"])
     num_jobs = once.groupby(["setting", "branch", "sparsity", "replicate"])["job"].transform("nunique")
     apart = (frame["setting"] + ", job=" + frame["job"]).str.removeprefix(", ")
     frame["setting"] = apart.where(frame["setting"].isin(once.loc[num_jobs > 1, "setting"]), frame["setting"])
-    return frame.drop_duplicates(["setting", "branch", "stage"]).drop(columns="job").reset_index(drop=True)
+    return frame.drop_duplicates(["setting", "branch", "stage"]).reset_index(drop=True)
 
 
 def _conditions(row: dict) -> set[str]:
@@ -75,6 +79,19 @@ def _conditions(row: dict) -> set[str]:
         if not INDIFFERENT.fullmatch(key):
             named[key] = override  # given twice, the last one counts
     return set(named.values())
+
+
+def lines(directory: str | Path, rows: pd.DataFrame) -> pd.DataFrame:
+    """The points on the line between two trained copies that the rows' measurements of stability keep in curves.jsonl.
+
+    Columns: stage, replicate, of, sparsity, rewind_step, alpha, and error (a fraction) and loss of both splits.
+    """
+    points = []
+    for path in sorted(Path(directory).rglob("curves.jsonl")):
+        points += [{"stage": one["stage"], **point} for one in read_rows(path) for point in one.get("line", [])]
+    names = ["stage", "replicate", "of", "sparsity", "rewind_step"]
+    frame = pd.DataFrame(points, columns=None if points else pd.Index(["stage", "alpha"]))
+    return rows.drop_duplicates("stage")[names].merge(frame, on="stage")
 
 
 def failures(directory: str | Path) -> list[dict]:
@@ -87,8 +104,6 @@ def interval(values: Iterable[float | None], confidence: float = 0.95) -> tuple[
 
     None and NaN are left out. n = 1: half is NaN; n = 0: so is the mean. ValueError: confidence not inside (0, 1).
     """
-    from scipy.special import stdtrit  # late: 0.2 s that a listing of the store need not pay
-
     if not 0 < confidence < 1:
         raise ValueError(f"confidence={confidence} must lie between 0 and 1, both excluded")
     kept = [float(value) for value in values if value is not None and not math.isnan(value)]
@@ -97,7 +112,14 @@ def interval(values: Iterable[float | None], confidence: float = 0.95) -> tuple[
         return (kept[0] if kept else math.nan), math.nan, n
     mean = math.fsum(kept) / n
     s = math.sqrt(math.fsum((value - mean) ** 2 for value in kept) / (n - 1))
-    return mean, float(stdtrit(n - 1, (1 + confidence) / 2)) * s / math.sqrt(n), n
+    return mean, half_width(s, n, confidence), n
+
+
+def half_width(s: float, n: float, confidence: float = 0.95) -> float:
+    """Half of the t interval of a mean over n values of standard deviation s, in its unit; NaN below n = 2."""
+    from scipy.special import stdtrit  # late: 0.2 s that a listing of the store need not pay
+
+    return float(stdtrit(n - 1, (1 + confidence) / 2)) * s / math.sqrt(n) if n >= 2 else math.nan
 
 
 def means(rows: pd.DataFrame, metric: str, by: Sequence[str]) -> pd.DataFrame:
@@ -284,6 +306,24 @@ def table_of(headers: Sequence[str], lines: Iterable[Sequence[str]]) -> Table:
     for line in lines:
         one.add_row(*line)
     return one
+
+
+def compare(rows: pd.DataFrame, published: pd.DataFrame) -> Table:
+    """Ours beside the published numbers (experiments/published) at the same setting, branch and sparsity: within 1% of
+    the weights that remain, since papers round them. "within": is our mean as near as the source's tolerance?"""
+    lines = []
+    for metric, part in published[published["metric"].isin(METRICS[:2])].groupby("metric", sort=False):
+        ours = curve(rows, str(metric))
+        for theirs in part.to_dict("records"):
+            here = (ours["setting"] == theirs["setting"]) & (ours["branch"] == theirs["branch"]) & (ours["n"] > 0)
+            near = abs(theirs["sparsity"] - ours["sparsity"]) <= 0.01 * (1 - ours["sparsity"])
+            for mine in ours[here & near].to_dict("records"):
+                within = "yes" if abs(mine["mean"] - theirs["mean"]) <= theirs["tolerance"] else "no"
+                measured = (*(points(one["mean"], one["half"]) for one in (theirs, mine)), str(mine["n"]))
+                words = (mine["setting"], mine["branch"], str(metric).replace("_", " "), weights(mine["sparsity"]))
+                lines.append((theirs["source"], *words, *measured, f"{within} ({100 * theirs['tolerance']:.1f})"))
+    headers = ("source", "setting", "branch", "metric", "weights left", "published %", "ours %", "n", "within points")
+    return table_of(headers, lines)
 
 
 def curves(rows: pd.DataFrame) -> pd.DataFrame:

@@ -193,6 +193,7 @@ def _row(cell: Cell, entry: Entry, numbers: dict, seconds: float, served: str) -
         "level": entry.level,
         "branch": entry.branch,
         "sparsity": 1 - numbers["num_kept"] / total if total else entry.sparsity,
+        "target_sparsity": entry.sparsity,
         "num_kept": numbers.get("num_kept"),
         "num_total": total,
         "rewind_step": entry.rewind_step,

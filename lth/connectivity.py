@@ -65,12 +65,12 @@ def angle(a: TrainState, b: TrainState, mask: Mask | None = None) -> float:
         2 * atan2(|u - v|, |u + v|),  u = a / |a|,  v = b / |b|     (Kahan)
 
     It is exact to rounding at both ends, where acos(u . v) loses half of the digits. mask and errors as in `distance`;
-    ValueError also where one of the vectors is zero, which has no angle. Frankle et al. 2019, appendix B.
+    NaN where one of the vectors is zero, which has no angle. Frankle et al. 2019, appendix B.
     """
     x, y = _vectors(a, b, mask)
     norms = torch.linalg.vector_norm(x), torch.linalg.vector_norm(y)
     if 0 in norms:
-        raise ValueError("the angle between two states is undefined: all weights of one of them are zero")
+        return math.nan
     u, v = x / norms[0], y / norms[1]
     return math.degrees(2 * torch.atan2(torch.linalg.vector_norm(u - v), torch.linalg.vector_norm(u + v)).item())
 

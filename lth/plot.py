@@ -27,22 +27,31 @@ LABELS = {  # metric -> name of the y axis
     "early_stop_step": "early-stop step (minimum validation loss)",
 }
 INK, TICKET = "#444444", "#0072B2"
-CONTROLS = [("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D"), ("#E69F00", "v"), ("#56B4E9", "P")]
+COLOURS, MARKERS = ("#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"), "s^DvP"
+CONTROLS = [(COLOURS[i % 5], MARKERS[(i + i // 5) % 5]) for i in range(25)]  # 25 that differ in one or in both
 PANEL = {1: 6.4, 2: 4.8, 3: 4.0}  # inches that a panel is wide, by the number of columns
 
 
-def accuracy_vs_sparsity(rows: pd.DataFrame, path_stem: str | Path, kinds: Kinds = (".png", ".svg")) -> list[Path]:
+Published = pd.DataFrame | None  # numbers of papers for these settings, as experiments.published finds them
+
+
+def accuracy_vs_sparsity(
+    rows: pd.DataFrame, path_stem: str | Path, kinds: Kinds = (".png", ".svg"), published: Published = None
+) -> list[Path]:
     """Test accuracy at the end of training against weights remaining: writes and returns <stem>.png and <stem>.svg."""
-    return _write(figure(rows, "test_accuracy"), path_stem, kinds)
+    return _write(figure(rows, "test_accuracy", published), path_stem, kinds)
 
 
-def early_stop_vs_sparsity(rows: pd.DataFrame, path_stem: str | Path, kinds: Kinds = (".png", ".svg")) -> list[Path]:
+def early_stop_vs_sparsity(
+    rows: pd.DataFrame, path_stem: str | Path, kinds: Kinds = (".png", ".svg"), published: Published = None
+) -> list[Path]:
     """Step of minimum validation loss, the papers' speed of learning, against weights remaining; files as above."""
-    return _write(figure(rows, "early_stop_step"), path_stem, kinds)
+    return _write(figure(rows, "early_stop_step", published), path_stem, kinds)
 
 
-def figure(rows: pd.DataFrame, metric: str) -> Figure:
+def figure(rows: pd.DataFrame, metric: str, published: Published = None) -> Figure:
     """One panel per setting, at most 3 a row, all with the same axes; accuracies in percent; n is in the caption.
+    What was published for a setting is drawn into its panel as hollow marks, a source a label.
 
     A control that collapses to chance would flatten all else: an accuracy axis ends where dense and ticket still fill a
     third of it (or 2 points below their top), and the caption names what leaves it. KeyError: a metric not in LABELS.
@@ -57,15 +66,19 @@ def figure(rows: pd.DataFrame, metric: str) -> Figure:
     panels = fig.subplots(num_rows, columns, squeeze=False, sharey=True).ravel()
     controls = lines.loc[~lines["branch"].isin(["dense", "ticket"]), "branch"].unique()
     styles = dict(zip(controls, itertools.cycle(CONTROLS), strict=False)) | {"ticket": (TICKET, "o")}
+    theirs = published[published["metric"] == metric] if published is not None else lines.iloc[:0]
     for axes, setting in zip(panels, settings, strict=False):
         _draw(axes, lines[lines["setting"] == setting], styles)
-        _weights_axis(axes, lines["sparsity"], width - 0.9)
+        _draw_published(axes, theirs[theirs["setting"] == setting], styles, 100.0 if accuracy else 1.0)
+        _weights_axis(axes, pd.concat([lines["sparsity"], theirs["sparsity"]]), width - 0.9)
         axes.set_title(textwrap.fill(setting, int(width * 11)), fontsize=9, parse_math=False)
     for axes in panels[len(settings) :]:
         axes.remove()
     for axes in panels[::columns]:
         axes.set_ylabel(label)
-    caption = _caption(lines, rows) + _limit(panels[0], lines, accuracy)
+    scaled = theirs.assign(mean=theirs["mean"] * 100.0, half=theirs["half"] * 100.0) if accuracy else theirs
+    drawn = pd.concat([lines, scaled[["branch", "sparsity", "mean", "half"]]]) if len(scaled) else lines
+    caption = _caption(lines, rows) + _limit(panels[0], drawn, accuracy)
     fig.supxlabel(textwrap.fill(caption, int(width * columns * 14)), fontsize=8, color=INK)
     entries = {str(line.get_label()): line for axes in panels[: len(settings)] for line in axes.get_lines()}
     if entries:
@@ -75,10 +88,11 @@ def figure(rows: pd.DataFrame, metric: str) -> Figure:
 
 def against_step(
     rows: pd.DataFrame, panels: dict[str, str], path_stem: str | Path, limits: dict[str, float] | None = None,
-    kinds: Kinds = (".png", ".svg"),
+    published: Published = None, kinds: Kinds = (".png", ".svg"),
 ) -> list[Path]:  # fmt: skip
     """One panel a metric (panels: metric -> name of its y axis) against the rewind step k, one line a network and
-    sparsity: mean and 95% t interval over the replicates. limits: metric -> where a dotted line is drawn.
+    sparsity: mean and 95% t interval over the replicates. limits: metric -> where a dotted line is drawn. published:
+    its step `stable_from` of a network is a dotted upright in the panel of the error barrier.
 
     The axis of k is linear up to its smallest positive value and logarithmic from there. Accuracies, errors and
     disagreement are drawn in percent. A network that was trained has the name of its branch, a measurement that of what
@@ -96,7 +110,7 @@ def against_step(
         lines = means(rows, metric, ["network", "sparsity", "rewind_step"])
         for (network, sparsity), line in lines.groupby(["network", "sparsity"], sort=True):
             name = f"{network} at {weights(float(str(sparsity)))}" if several and network != "dense" else str(network)
-            colour, marker = names.setdefault(name, ([(TICKET, "o"), *CONTROLS] * 9)[len(names)])
+            colour, marker = names.setdefault(name, ([(TICKET, "o"), *CONTROLS] * 2)[len(names)])
             look = {"color": INK if network == "dense" else colour, "label": name}
             mean, half, k = scale * line["mean"], scale * line["half"].fillna(0), line["rewind_step"]
             counts += list(line["n"])
@@ -106,6 +120,13 @@ def against_step(
             axes.errorbar(k, mean, half, marker=marker, markersize=4, linewidth=1.5, capsize=2, **look)
         if limits and metric in limits:
             axes.axhline(scale * limits[metric], color=INK, linewidth=1, linestyle=":")
+        if metric == "error_barrier" and published is not None:
+            onset = published[published["metric"] == "stable_from"].drop_duplicates(["source", "branch", "mean"])
+            for source, branch, k in onset[["source", "branch", "mean"]].itertuples(index=False):
+                colour = (
+                    INK if branch == "dense" else next((c for name, (c, _) in names.items() if branch in name), INK)
+                )
+                axes.axvline(k, color=colour, linewidth=1, linestyle=":", label=f"{branch} stable: {source}")
         steps = sorted(set(lines["rewind_step"]))
         positive = [step for step in steps if step > 0]
         if positive:
@@ -119,6 +140,32 @@ def against_step(
     entries = {label: handle for label, handle in entries.items() if not label.startswith("_")}
     if entries:
         fig.legend(entries.values(), entries.keys(), loc="outside upper center", ncols=4, frameon=False, fontsize=9)
+    return _write(fig, path_stem, kinds)
+
+
+def along_lines(
+    lines: pd.DataFrame, metric: str, label: str, path_stem: str | Path, kinds: Kinds = (".png", ".svg")
+) -> list[Path]:
+    """`metric` (an error, in percent) along the line between two copies, alpha = 0 and 1 the copies themselves: one
+    panel a network and sparsity, one line a rewind step, its mean over the pairs and replicates (analysis.lines)."""
+    groups = list(lines.groupby(["of", "sparsity"], sort=True))
+    fig = Figure(figsize=(3.6 * max(1, len(groups)) + 0.6, 3.8), layout="constrained")
+    panels = fig.subplots(1, max(1, len(groups)), squeeze=False, sharey=True)[0]
+    steps = sorted(lines["rewind_step"].unique())
+    shades = mpl.colormaps["viridis"]
+    for axes, ((of, sparsity), part) in zip(panels, groups, strict=False):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="y", linewidth=0.4, alpha=0.5)
+        for place, k in enumerate(steps):
+            mean = 100 * part[part["rewind_step"] == k].groupby("alpha")[metric].mean()
+            colour = shades(0.9 * place / max(1, len(steps) - 1))
+            axes.plot(mean.index, mean, color=colour, linewidth=1.6, label=f"k={k:.0f}")
+        name = str(of) if of == "dense" else f"{of} at {weights(float(str(sparsity)))}"
+        axes.set(xlabel="alpha", title=name, xticks=[0, 0.5, 1])
+    panels[0].set_ylabel(f"{label} (%)")
+    caption = f"mean over the pairs of copies of n={lines['replicate'].nunique()} replicates"
+    fig.supxlabel(caption, fontsize=8, color=INK)
+    fig.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=7, frameon=False, fontsize=9)
     return _write(fig, path_stem, kinds)
 
 
@@ -163,6 +210,17 @@ def _draw(axes: Axes, lines: pd.DataFrame, styles: dict[str, tuple[str, str]]) -
         axes.plot(left, mean, color=colour, marker=marker, label=branch, zorder=4 if ticket else 3, **look)
         axes.fill_between(left, mean - half, mean + half, color=colour, alpha=0.2, linewidth=0, zorder=2)
         axes.vlines(left, mean - half, mean + half, color=colour, alpha=0.5, linewidth=1, zorder=2)  # a point's own
+
+
+def _draw_published(axes: Axes, theirs: pd.DataFrame, styles: dict[str, tuple[str, str]], scale: float) -> None:
+    """Hollow marks and a dotted line, in the colour of the same branch of ours."""
+    for (source, branch), part in theirs.groupby(["source", "branch"], sort=False) if len(theirs) else ():
+        colour, marker = styles.get(str(branch), (INK, "o"))
+        part = part.sort_values("sparsity")
+        left, mean, half = 100 * (1 - part["sparsity"]), scale * part["mean"], scale * part["half"].fillna(0)
+        look = {"color": colour, "marker": marker, "markerfacecolor": "none", "markersize": 6, "linewidth": 0.8}
+        axes.errorbar(left, mean, half, linestyle=":", capsize=2, zorder=5, **look)
+        axes.plot([], [], linestyle=":", label=f"{branch}: {source}", **look)  # its legend, without the bars
 
 
 def _weights_axis(axes: Axes, sparsity: pd.Series, inches: float) -> None:

@@ -4,40 +4,50 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from rich.console import Console
 
 from lth import analysis
 
+Beside = Callable[[pd.DataFrame, Path], pd.DataFrame]  # rows and their folder -> what was published for their settings
 
-def figures(folder: Path, kinds: tuple[str, ...] = (".png", ".svg")) -> list[Path]:
-    """Draw the curves of the rows at or below `folder` into <folder>/report/; [] where there are no rows."""
+
+def figures(folder: Path, beside: Beside, kinds: tuple[str, ...] = (".png", ".svg")) -> list[Path]:
+    """Draw the curves of the rows at or below `folder`, and what was published beside them, into <folder>/report/; []
+    where there are no rows."""
     from lth import plot
 
     rows = analysis.load(folder)
     if rows.empty:
         return []
-    report = folder / "report"
+    report, published = folder / "report", beside(rows, folder)
     report.mkdir(parents=True, exist_ok=True)
     return [
-        *plot.accuracy_vs_sparsity(rows, report / "accuracy_vs_sparsity", kinds),
-        *plot.early_stop_vs_sparsity(rows, report / "early_stop_vs_sparsity", kinds),
+        *plot.accuracy_vs_sparsity(rows, report / "accuracy_vs_sparsity", kinds, published),
+        *plot.early_stop_vs_sparsity(rows, report / "early_stop_vs_sparsity", kinds, published),
     ]
 
 
-def report(folder: Path, experiment: Callable[[str], Any], console: Console | None = None) -> list[dict]:
+def report(
+    folder: Path, experiment: Callable[[str], Any], beside: Beside, console: Console | None = None
+) -> list[dict]:
     """Print the tables and verdicts of each study and the paths of what was written; list what failed. Returns the
-    failures. experiment(study): what has its table(rows), verdict(rows) and perhaps figure(rows, stem)."""
+    failures. experiment(study): what has its table(rows), verdict(rows) and perhaps figure(rows, stem, published,
+    lines), lines being those of analysis.lines."""
     console = console or Console()
     rows, failures = analysis.load(folder), analysis.failures(folder)
     if not rows.empty:
-        drawn = figures(folder)
+        drawn, published, lines = figures(folder, beside), beside(rows, folder), analysis.lines(folder, rows)
         for study, part in rows.groupby("study", sort=False):
             of = experiment(str(study))
             console.print(of.table(part))
             for verdict in of.verdict(part):
                 console.print(verdict.evidence, soft_wrap=True, highlight=False, markup=False)
             if hasattr(of, "figure"):  # one of its own
-                drawn += of.figure(part, folder / "report" / str(study))
+                here = lines[lines["stage"].isin(part["stage"])]
+                drawn += of.figure(part, folder / "report" / str(study), published, here)
+        if (beside_theirs := analysis.compare(rows, published)).row_count:
+            console.print(beside_theirs)
         for name, table in (("rows", rows), ("curves", analysis.curves(rows))):
             table.to_csv(folder / "report" / f"{name}.csv", index=False, lineterminator="\n")
             drawn.append(folder / "report" / f"{name}.csv")

@@ -153,8 +153,10 @@ def iterative(lab: Lab, sparsities: list[float], levels: Container[int] | None =
 def _entries(name: str, found: Run | Mapping[str, Stage], ticket: Ticket, lab: Lab) -> Iterator[Entry]:
     """The rows of what a branch returned: a trained network, or measurements by the name of what they are of."""
     if isinstance(found, Run):
-        level, sparsity = (ticket.level, ticket.sparsity) if found.mask is not None else (0, 0.0)
-        yield Entry(lab.replicate, level, name, sparsity, ticket.rewind_step, found.result, run=found)
+        level, sparsity, k = ticket.level, ticket.sparsity, ticket.rewind_step
+        if found.mask is None:  # dense, from where the schedule has as many steps left
+            level, sparsity, k = 0, 0.0, int(lab.recipe.steps) - found.num_steps
+        yield Entry(lab.replicate, level, name, sparsity, k, found.result, run=found)
         return
     for of, stage in found.items():
         level, sparsity = (0, 0.0) if of == "dense" else (ticket.level, ticket.sparsity)

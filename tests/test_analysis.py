@@ -23,6 +23,7 @@ def row(branch="ticket", replicate=0, sparsity=0.5, accuracy: float | None = 0.9
         "level": 0 if branch == "dense" else 1,
         "branch": branch,
         "sparsity": sparsity,
+        "target_sparsity": sparsity,
         "num_kept": round(1000 * (1 - sparsity)),
         "num_total": 1000,
         "rewind_step": 0,
@@ -107,9 +108,18 @@ def test_interval_covers_what_it_says():
 # loading
 
 
+def test_replicates_of_one_target_are_one_point(tmp_path):
+    """Whole channels land beside the target, each replicate elsewhere: one point of n=3, at the median; another
+    target keeps its own."""
+    made = [row("ticket", r, s, target_sparsity=0.5) for r, s in enumerate((0.48, 0.49, 0.495))]
+    rows = sweep(tmp_path, [*runs({0.8: [0.0, 0.0, 0.0]}), *made])
+    lines = analysis.curve(rows)
+    assert list(zip(lines["sparsity"], lines["n"], strict=True)) == [(0.0, 3), (0.49, 3), (0.8, 3)]
+
+
 def test_nothing_to_load(tmp_path):
     rows = analysis.load(tmp_path)
-    assert rows.empty and set(row()) | {"setting", "of"} == set(rows.columns)
+    assert rows.empty and set(row()) | {"setting", "of", "job"} == set(rows.columns)
     assert analysis.curve(rows).empty and analysis.verdicts(rows) == [] and analysis.failures(tmp_path) == []
     columns = ["metric", "setting", "branch", "level", "sparsity", "mean", "half", "n", "num_diverged"]
     assert list(analysis.curves(rows).columns) == columns

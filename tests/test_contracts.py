@@ -103,14 +103,15 @@ def composed(*overrides: str):
 @pytest.mark.parametrize("schedule", [path.stem for path in members("recipe/schedule")])
 @pytest.mark.parametrize("recipe", [path.stem for path in members("recipe")])
 def test_recipe(recipe, schedule):
-    """Every word for steps becomes a whole number, twice is once, and the schedule stays in [0, 1] at every step."""
+    """Every word for steps becomes a whole number, twice is once, and the schedule stays in [0, 1]."""
     resolved = composed(f"recipe={recipe}", f"recipe/schedule={schedule}").on(4000)
     numbers = [resolved.steps, resolved.warmup, resolved.eval_every, resolved.per_epoch]
     numbers += [drop for field in vars(resolved.schedule).values() if isinstance(field, list) for drop in field]
     assert {type(number) for number in numbers} == {int}
     assert resolved.on(4000) == resolved
-    assert all(0 <= resolved.schedule(step, resolved.steps) <= 1 for step in range(resolved.steps + 1))
-    assert all(0 <= resolved.rate(step) <= resolved.lr for step in range(resolved.steps + 1))
+    steps = {*range(0, resolved.steps, resolved.steps // 200 + 1), resolved.steps - 1, resolved.steps}
+    assert all(0 <= resolved.schedule(step, resolved.steps) <= 1 for step in steps)
+    assert all(0 <= resolved.rate(step) <= resolved.lr for step in steps)
 
 
 class Conv(nn.Module):
@@ -221,7 +222,9 @@ AT_LEAST = {"channel"}  # patterns that keep at least what they are asked to, si
 def test_pattern(path):
     """Law 3 down a ladder of sparsities: the number that the pattern promises, inside the mask before, the same when
     asked again; scores, mask, network and generators stay as they were."""
-    model = Deep().train()
+    model, pattern = Deep().train(), made(path)
+    if getattr(pattern, "rates", None):  # of a paper's own network, whose layers they name
+        pattern = dataclasses.replace(pattern, rates={})
     mask, scores = Mask.dense(model), {n: torch.randint(0, 4, w.shape).float() for n, w in prunable(model).items()}
     hold = HOLD.get(path.stem, list(mask))
     total = sum(mask[name].numel() for name in hold)
@@ -229,8 +232,8 @@ def test_pattern(path):
     before = [tensor.clone() for tensor in given]
     for sparsity in (0.0, 0.3, 0.5, 0.7, 0.8):
         same = Mask(mask)
-        drawn = made(path)(scores, mask, sparsity, model)
-        assert drawn.inside(mask) and mask == same and drawn == made(path)(scores, mask, sparsity, model)
+        drawn = pattern(scores, mask, sparsity, model)
+        assert drawn.inside(mask) and mask == same and drawn == pattern(scores, mask, sparsity, model)
         kept, promised = sum(drawn.counts()[name] for name in hold), round((1 - sparsity) * total)
         assert promised <= kept <= promised + 0.1 * total if path.stem in AT_LEAST else kept == promised
         assert all(drawn[name].all() for name in set(mask) - {*hold})
@@ -238,6 +241,21 @@ def test_pattern(path):
     given[-1] = torch.get_rng_state()
     assert all(torch.equal(now, then) for now, then in zip(given, before, strict=True)) and model.training
     assert all(module.training for module in model.modules()) and not any(m._forward_hooks for m in model.modules())
+
+
+@pytest.mark.parametrize(("name", "rate"), [("conv_2", 0.5), ("conv_4", 0.5), ("conv_6", 0.75)])
+def test_pattern_of_a_network_names_its_layers(name, rate):
+    """Convolutions lose `rate` of what a linear layer does, the output layer half (Frankle & Carbin 2019, figure 2)."""
+    network = made(CONF / "model" / f"{name}.yaml")((3, 8, 8), 10)
+    weights, mask = prunable(network), Mask.dense(network)
+    pattern = made(CONF / "pattern" / f"frankle2019_{name}.yaml")
+    drawn = pattern({n: w.detach().abs() for n, w in weights.items()}, mask, 0.2, network)
+    lost = {n: 1 - count / weights[n].numel() for n, count in drawn.counts().items()}
+    linear = next(share for n, share in lost.items() if weights[n].dim() == 2)
+    assert drawn.num_kept == round(0.8 * mask.num_total) and linear > 0.2
+    for n, share in lost.items():
+        expected = rate if weights[n].dim() == 4 else 0.5 if weights[n].shape[0] == 10 else 1.0
+        assert share == pytest.approx(expected * linear, abs=2 / weights[n].numel() + 1e-4), n
 
 
 @pytest.mark.parametrize("sparsity", [0, 0.0, 1e-12, 1 - 1e-13, 0.2, 0.5, 0.9, 0.99])
@@ -292,7 +310,12 @@ def test_an_initialiser_that_draws_no_matrix_is_named(init):
 
 
 HEAVY = {"resnet_32", "resnet_44", "resnet_56", "resnet_110", "resnet_34", "resnet_50", "vgg_13", "vgg_16", "vgg_19"}
-HEAVY |= {"wide_resnet_16_8", "wide_resnet_28_10"}  # the code of lighter members
+HEAVY |= {
+    "frankle2020_vgg_16",
+    "frankle2020_resnet_20",
+    "wide_resnet_16_8",
+    "wide_resnet_28_10",
+}  # the code of lighter members
 MODELS = [pytest.param(p, marks=[pytest.mark.slow] if p.stem in HEAVY else [], id=p.stem) for p in members("model")]
 
 

@@ -229,6 +229,7 @@ def test_dense_order_is_dense_but_for_the_order(bench: Bench, rewind, k):
     (control,) = [e for e in entries if e.branch == "it"]
     dense = entries[0].run
     assert (control.level, control.sparsity, control.ticket) == (0, 0.0, None)
+    assert control.rewind_step == k
     assert control.run.start.key == dense.at(k).key and control.run.num_steps == 40 - k
     assert dataclasses.replace(control.run, start=dense.start, order=dense.order, num_steps=40).unit == dense.unit
     assert control.run.order != dense.order

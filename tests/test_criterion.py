@@ -276,7 +276,7 @@ def test_synflow_takes_no_whole_layer(num_kept: int):
     masks = {}
     for n in (1, 100):
         scores = scored(Synflow(n), model, images(1, 8, 8), sparsity=sparsity)
-        masks[n] = Unstructured("global")(scores, dense, sparsity)
+        masks[n] = Unstructured("global")(scores, dense, sparsity, model)
     assert masks[100].num_kept == masks[1].num_kept == num_kept
     assert min(masks[1].counts().values()) == 0 < min(masks[100].counts().values())
     flow = torch.ones(64, **F64)

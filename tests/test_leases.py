@@ -31,6 +31,7 @@ def _work(root: str, gate, pipe) -> None:
     pipe.send((failures, keys))
 
 
+@pytest.mark.slow
 def test_processes_share_the_work_of_one_plan(bench: Bench):
     """Two processes, the same plan, one store: every stage is computed by one of them, both see all of it
     finished, and the bytes are those of one process. No lease is left."""

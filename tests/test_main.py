@@ -43,6 +43,7 @@ FIELDS = {
     "level": int,
     "branch": str,
     "sparsity": float,
+    "target_sparsity": float,
     "num_kept": int,
     "num_total": int,
     "rewind_step": int,
@@ -411,6 +412,7 @@ def test_what_a_sweep_varies_is_a_setting_of_its_report(tmp_path):
         assert re.search(rf"^recipe\.lr={lr}: ticket .*dense", ran.out, re.MULTILINE)  # a verdict
 
 
+@pytest.mark.slow
 def test_keep_tickets_takes_less_room(sweep, tmp_path):
     """keep=tickets: fewer bytes than keep=all, the same rows, and the same line again still trains nothing."""
     first, again = (run_here(f"{SWEEP} keep=tickets hydra.sweep.dir={name}", tmp_path) for name in ("a", "b"))

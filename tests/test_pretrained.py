@@ -255,6 +255,9 @@ def test_pretrained_from_the_command_line(tmp_path):
 
     by_stage = rows(f"rewind=pretrained rewind.source={first['stage']}", "by_stage")
     by_file = rows("rewind=pretrained rewind.source=w.safetensors", "by_file")
+    words = f"{line}lost rewind=pretrained rewind.source={first['stage']} rewind.store=here/store store=there"
+    lost = run_here(words, tmp_path)
+    assert lost.code == 2 and lost.err.count("\n") == 1 and "rewind.store is not store=there" in lost.err
     assert [(row["level"], row["rewind_step"], row["steps"]) for row in by_file] == [(0, 0, 60), (1, 0, 60), (2, 0, 60)]
     for one, two in zip(by_stage, by_file, strict=True):
         assert one["stage"] != two["stage"] and one["test_loss"] == two["test_loss"] != first["test_loss"]

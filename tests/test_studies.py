@@ -69,6 +69,7 @@ def test_study_runs(study, tmp_path):
     assert again.code == 0 and again.plan[1] == 0 and "measurements to do" not in again.out
 
 
+@pytest.mark.slow
 def test_five_rewind_points_cost_one_dense_training_a_replicate(tmp_path):
     """Five values of k, three replicates, two copies of each ticket: the plan asks for one dense training a replicate,
     not one a value of k."""

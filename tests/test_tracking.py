@@ -265,6 +265,7 @@ def history(directory: Path) -> list[tuple[int, dict]]:
     return [(item["_step"], {k: v for k, v in item.items() if not k.startswith("_")}) for item in items]
 
 
+@pytest.mark.slow
 def test_two_offline_runs_at_once_one_live_one_replayed(tmp_path, expected, capfd):
     import numpy as np
     import torch
@@ -379,6 +380,7 @@ def test_server_that_refuses(tmp_path, expected):
     assert_complete_offline(tmp_path, expected)
 
 
+@pytest.mark.slow
 def test_server_that_never_answers(tmp_path, expected):
     with black_hole() as url:
         seconds, lines = run_cells(tmp_path, "online", "INIT_SECONDS", "3", WANDB_BASE_URL=url, WANDB_API_KEY="a" * 40)
@@ -395,6 +397,7 @@ def test_no_key_online(tmp_path, expected):
     assert_complete_offline(tmp_path, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("harm", ["SIGKILL", "SIGSTOP"])
 def test_service_process_dies_or_hangs(tmp_path, expected, harm):
     seconds, lines = run_cells(tmp_path, "offline", "CALL_SECONDS", "2", harm=harm)
