@@ -32,7 +32,7 @@ def table(rows):
     return table_of(headers, lines)
 
 
-def figure(rows, stem, published, lines):
+def figure(rows, stem, published, records):
     """Write <stem>.png and <stem>.svg."""
     return plot.against_step(rows[rows["of"].notna()], PANELS, stem)
 

@@ -11,7 +11,7 @@ Cost       129 trainings of up to 1,000 steps, 36 measurements
 """
 
 from experiments.rewinding_stability import stable_from, table
-from lth import plot
+from lth import analysis, plot
 from lth.analysis import STABLE, Verdict, weights
 
 __all__ = ["figure", "table", "verdict"]
@@ -23,11 +23,11 @@ PANELS = {
 }
 
 
-def figure(rows, stem, published, lines):
+def figure(rows, stem, published, records):
     """Write <stem>.png and <stem>_lines.png, and both as .svg."""
     return [
         *plot.against_step(rows[rows["of"].notna()], PANELS, stem, {"error_barrier": STABLE}, published),
-        *plot.along_lines(lines, "test_error", "test error", f"{stem}_lines"),
+        *plot.along_lines(analysis.lines(records, rows), "test_error", "test error", f"{stem}_lines"),
     ]
 
 

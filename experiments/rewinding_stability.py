@@ -13,7 +13,7 @@ Cost       123 trainings of up to 1,000 steps (one dense training a replicate), 
 
 import math
 
-from lth import plot
+from lth import analysis, plot
 from lth.analysis import STABLE, Verdict, matches_dense, means, points, table_of, weights
 
 PANELS = {
@@ -40,12 +40,12 @@ def table(rows):
     return table_of(headers, lines)
 
 
-def figure(rows, stem, published, lines):
+def figure(rows, stem, published, records):
     """Write <stem>.png and <stem>_lines.png, and both as .svg."""
     measured = rows[rows["sparsity"].isin([0.0, *rows.loc[rows["error_barrier"].notna(), "sparsity"]])]
     return [
         *plot.against_step(measured, PANELS, stem, {"error_barrier": STABLE}, published),
-        *plot.along_lines(lines, "test_error", "test error", f"{stem}_lines"),
+        *plot.along_lines(analysis.lines(records, rows), "test_error", "test error", f"{stem}_lines"),
     ]
 
 

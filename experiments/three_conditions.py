@@ -20,7 +20,7 @@ def table(rows):
     return table_of(("condition", "points above dense", "n"), lines)
 
 
-def figure(rows, stem, published, lines):
+def figure(rows, stem, published, records):
     """Write <stem>.png and <stem>.svg."""
     last = rows[rows["sparsity"] == rows.loc[rows["branch"].isin(CONDITIONS[1:]), "sparsity"].max()]
     dense = rows[rows["branch"] == "dense"].set_index("replicate")["test_accuracy"]

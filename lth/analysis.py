@@ -41,8 +41,8 @@ NO_TEST = "no test; ask for replicates=3 or more"
 
 
 def load(directory: str | Path) -> pd.DataFrame:
-    """All rows.jsonl at or below `directory`, in sorted path order, each stage once per branch and setting; none: an
-    empty frame.
+    """All rows.jsonl at or below `directory`, in natural path order, each stage once per branch and setting; none:
+    an empty frame.
 
     `setting` tells the conditions of a sweep apart: the overrides that not all cells share, sorted, joined by ", ",
     without INDIFFERENT; "" where nothing differs. Rows of several studies have "study=..." in it. A setting that still
@@ -53,7 +53,7 @@ def load(directory: str | Path) -> pd.DataFrame:
     """
     directory, blank = Path(directory), dict.fromkeys(COLUMNS)
     rows = []
-    for path in sorted(directory.rglob("rows.jsonl")):
+    for path in sorted(directory.rglob("rows.jsonl"), key=_natural):
         rows += [{**blank, **row, "job": path.parent.relative_to(directory).as_posix()} for row in read_rows(path)]
     if not rows:
         return pd.DataFrame(columns=pd.Index(COLUMNS)).astype(dict.fromkeys(NULLABLE, "float64"))
@@ -72,6 +72,11 @@ def load(directory: str | Path) -> pd.DataFrame:
     return frame.drop_duplicates(["setting", "branch", "stage"]).reset_index(drop=True)
 
 
+def _natural(path: Path) -> list[str | int]:
+    """Job 10 comes after job 9."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", str(path))]
+
+
 def _conditions(row: dict) -> set[str]:
     named = {"study": f"study={row['study']}"} if row["study"] else {}
     for override in (text.lstrip("+") for text in row["overrides"]):
@@ -81,17 +86,41 @@ def _conditions(row: dict) -> set[str]:
     return set(named.values())
 
 
-def lines(directory: str | Path, rows: pd.DataFrame) -> pd.DataFrame:
-    """The points on the line between two trained copies that the rows' measurements of stability keep in curves.jsonl.
+def records(directory: str | Path) -> list[dict]:
+    """The lines of every curves.jsonl at or below `directory`: the lists that rows cannot hold, each stage once."""
+    found = (record for path in sorted(Path(directory).rglob("curves.jsonl")) for record in read_rows(path))
+    return list({record["stage"]: record for record in found}.values())
 
-    Columns: stage, replicate, of, sparsity, rewind_step, alpha, and error (a fraction) and loss of both splits.
+
+def lines(records: list[dict], rows: pd.DataFrame) -> pd.DataFrame:
+    """The points on the line between two trained copies, of the rows' measurements of stability.
+
+    Columns: those of _LABELS, alpha, and error (a fraction) and loss of both splits.
     """
-    points = []
-    for path in sorted(Path(directory).rglob("curves.jsonl")):
-        points += [{"stage": one["stage"], **point} for one in read_rows(path) for point in one.get("line", [])]
-    names = ["stage", "replicate", "of", "sparsity", "rewind_step"]
-    frame = pd.DataFrame(points, columns=None if points else pd.Index(["stage", "alpha"]))
-    return rows.drop_duplicates("stage")[names].merge(frame, on="stage")
+    points = [{"stage": one["stage"], **point} for one in records for point in one.get("line", [])]
+    return _labelled(points, rows)
+
+
+def layers(records: list[dict], rows: pd.DataFrame) -> pd.DataFrame:
+    """The layers under the rows' masks, as branch=anatomy measures them: those of _LABELS, layer, place (0 is the
+    first), sparsity and effective_sparsity of the layer as layer_sparsity, layer_effective_sparsity, layer_dead_units.
+    """
+    names = ("layer_sparsity", "layer_effective_sparsity", "layer_dead_units")
+    found = []
+    for one in records:
+        for place, layer in enumerate(one.get("layers", [])):
+            numbers = {name: one[name][place] for name in names if name in one}
+            found.append({"stage": one["stage"], "layer": layer, "place": place, **numbers})
+    return _labelled(found, rows)
+
+
+_LABELS = ["stage", "setting", "replicate", "of", "sparsity", "rewind_step"]
+
+
+def _labelled(found: list[dict], rows: pd.DataFrame) -> pd.DataFrame:
+    """What was found by stage, behind what the rows say of that stage."""
+    frame = pd.DataFrame(found, columns=None if found else pd.Index(["stage"]))
+    return rows.drop_duplicates("stage")[_LABELS].merge(frame, on="stage")
 
 
 def failures(directory: str | Path) -> list[dict]:

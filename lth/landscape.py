@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy
 
 from lth.data import Split
@@ -56,7 +57,8 @@ def _restrict(model: nn.Module, mask: Mask | None, dtype: torch.dtype) -> tuple[
     def loss(theta: Tensor, x: Tensor, y: Tensor) -> Tensor:
         pieces = zeros.index_copy(0, index, theta).split([shape.numel() for shape in shapes])
         named = {name: piece.view(shape) for name, piece, shape in zip(params, pieces, shapes, strict=True)}
-        return cross_entropy(functional_call(frozen, named, (x.to(dtype),)), y, reduction="sum")
+        with sdpa_kernel(SDPBackend.MATH):  # torch's fused attention has no second derivative
+            return cross_entropy(functional_call(frozen, named, (x.to(dtype),)), y, reduction="sum")
 
     return params, index, loss
 

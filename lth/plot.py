@@ -86,6 +86,44 @@ def figure(rows: pd.DataFrame, metric: str, published: Published = None) -> Figu
     return fig
 
 
+def side_by_side(rows: pd.DataFrame, metric: str, path_stem: str | Path, kinds: Kinds = (".png", ".svg")) -> list[Path]:
+    """`metric` against weights remaining, one line a branch however many there are: means with their 95% t intervals as
+    bars, side by side where they would hide each other, the best at the highest sparsity first in the legend.
+
+    The axis ends 30 points below the best; the caption names what leaves it.
+    """
+    lines = curve(rows, metric)
+    lines[["mean", "half"]] *= 100.0
+    lines["half"] = lines["half"].fillna(0)
+    others = lines[(lines["branch"] != "dense") & (lines["n"] > 0)]
+    last = others[others["sparsity"] == others["sparsity"].max()]
+    names = list(last.sort_values("mean", ascending=False)["branch"])
+    fig = Figure(figsize=(8.4, 4.6), layout="constrained")
+    axes = fig.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", linewidth=0.4, alpha=0.5)
+    for mean in lines.loc[lines["branch"] == "dense", "mean"]:
+        axes.axhline(mean, color=INK, linewidth=1, label="dense")
+    _weights_axis(axes, others["sparsity"], 5.0)
+    step = math.log(axes.get_xlim()[0] / axes.get_xlim()[1]) / 150  # between neighbours, on the logarithmic axis
+    for place, (name, (colour, marker)) in enumerate(zip(names, [(TICKET, "o"), *CONTROLS], strict=False)):
+        part = others[others["branch"] == name].sort_values("sparsity")
+        left = 100 * (1 - part["sparsity"]) * math.exp(step * ((len(names) - 1) / 2 - place))
+        look = {"color": colour, "marker": marker, "markersize": 4, "linewidth": 1, "elinewidth": 0.8}
+        axes.errorbar(left, part["mean"], part["half"], capsize=1.5, label=name, **look)
+    lowest = max((others["mean"] - others["half"]).min(), others["mean"].max() - 30.0)
+    highest = min(100.0, (lines["mean"] + lines["half"]).max())
+    margin = 0.04 * (highest - lowest) or 1.0
+    axes.set_ylim(lowest - margin, highest + margin)
+    axes.set_ylabel(LABELS[metric])
+    below = others[others["mean"] < lowest].groupby("branch", sort=False)["mean"].min()
+    lost = ", ".join(f"{branch} (down to {mean:.1f}%)" for branch, mean in below.items())
+    caption = _caption(lines, rows) + (f"; below the axis: {lost}" if lost else "")
+    fig.supxlabel(textwrap.fill(caption, 110), fontsize=8, color=INK)
+    fig.legend(loc="outside right upper", frameon=False, fontsize=9)
+    return _write(fig, path_stem, kinds)
+
+
 def against_step(
     rows: pd.DataFrame, panels: dict[str, str], path_stem: str | Path, limits: dict[str, float] | None = None,
     published: Published = None, kinds: Kinds = (".png", ".svg"),
@@ -166,6 +204,50 @@ def along_lines(
     caption = f"mean over the pairs of copies of n={lines['replicate'].nunique()} replicates"
     fig.supxlabel(caption, fontsize=8, color=INK)
     fig.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=7, frameon=False, fontsize=9)
+    return _write(fig, path_stem, kinds)
+
+
+def by_layer(
+    layers: pd.DataFrame, overlaps: dict[str, str], rows: pd.DataFrame, path_stem: str | Path,
+    kinds: Kinds = (".png", ".svg"),
+) -> list[Path]:  # fmt: skip
+    """Anatomy of tickets' masks against weights remaining: what is left of each layer (dotted: on a path from input to
+    output), and their Jaccard overlap with other masks (dotted: that of random masks with the same counts).
+
+    layers: analysis.layers. rows: of branch=anatomy. overlaps: prefix of their columns _jaccard and _chance -> name.
+    Means over the replicates, in percent.
+    """
+    fig = Figure(figsize=(10.0, 4.4), layout="constrained")
+    left, right = fig.subplots(1, 2)
+    looks = [(TICKET, "o"), *CONTROLS]
+
+    def draw(axes: Axes, values: pd.Series, faint: pd.Series | None, label: str, look: tuple[str, str]) -> None:
+        axes.plot(100 * (1 - values.index), 100 * values, color=look[0], marker=look[1], markersize=4, label=label)
+        if faint is not None:
+            axes.plot(100 * (1 - faint.index), 100 * faint, color=look[0], linestyle=":", linewidth=1)
+
+    for (_, layer), part in layers.groupby(["place", "layer"]):
+        means_of = part.groupby("sparsity")
+        kept = 1 - means_of["layer_sparsity"].mean()
+        effective = "layer_effective_sparsity" in part and 1 - means_of["layer_effective_sparsity"].mean()
+        place = int(part["place"].iloc[0])
+        draw(left, kept, None if effective is False else effective, str(layer), looks[place % len(looks)])
+    for look, (prefix, name) in zip(looks, overlaps.items(), strict=False):
+        grouped = rows.dropna(subset=[f"{prefix}_jaccard"]).groupby("sparsity")
+        draw(right, grouped[f"{prefix}_jaccard"].mean(), grouped[f"{prefix}_chance"].mean(), name, look)
+    for axes, label in ((left, "weights remaining in the layer (%)"), (right, "Jaccard overlap (%)")):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="y", linewidth=0.4, alpha=0.5)
+        _weights_axis(axes, rows["sparsity"], 4.0)
+        axes.set_ylabel(label)
+        axes.legend(frameon=False, fontsize=8)
+    left.set_yscale("log")
+    left.yaxis.set_major_formatter("{x:g}")
+    count = rows["replicate"].nunique()
+    fig.supxlabel(
+        f"mean over n={count} replicates; dotted, left: on a path from input to output; dotted, right: by chance",
+        fontsize=8, color=INK,
+    )  # fmt: skip
     return _write(fig, path_stem, kinds)
 
 

@@ -33,19 +33,18 @@ def report(
 ) -> list[dict]:
     """Print the tables and verdicts of each study and the paths of what was written; list what failed. Returns the
     failures. experiment(study): what has its table(rows), verdict(rows) and perhaps figure(rows, stem, published,
-    lines), lines being those of analysis.lines."""
+    records), records being those of analysis.records."""
     console = console or Console()
     rows, failures = analysis.load(folder), analysis.failures(folder)
     if not rows.empty:
-        drawn, published, lines = figures(folder, beside), beside(rows, folder), analysis.lines(folder, rows)
+        drawn, published, records = figures(folder, beside), beside(rows, folder), analysis.records(folder)
         for study, part in rows.groupby("study", sort=False):
             of = experiment(str(study))
             console.print(of.table(part))
             for verdict in of.verdict(part):
                 console.print(verdict.evidence, soft_wrap=True, highlight=False, markup=False)
             if hasattr(of, "figure"):  # one of its own
-                here = lines[lines["stage"].isin(part["stage"])]
-                drawn += of.figure(part, folder / "report" / str(study), published, here)
+                drawn += of.figure(part, folder / "report" / str(study), published, records)
         if (beside_theirs := analysis.compare(rows, published)).row_count:
             console.print(beside_theirs)
         for name, table in (("rows", rows), ("curves", analysis.curves(rows))):

@@ -22,6 +22,8 @@ from torch import nn
 
 import main
 from lth.criterion import name_of
+from lth.data import Augment
+from lth.dataset.fake import Fake
 from lth.mask import Mask, prunable
 from lth.model.mlp import Mlp
 from lth.perform import value
@@ -141,6 +143,8 @@ def refused(criterion, model, data) -> bool:
     return False
 
 
+HEAVY = {"resnet_32", "resnet_44", "resnet_56", "resnet_110", "resnet_34", "resnet_50", "vgg_13", "vgg_16", "vgg_19"}
+HEAVY |= {"frankle2020_vgg_16", "frankle2020_resnet_20", "wide_resnet_16_8", "wide_resnet_28_10"}  # as lighter ones
 NEED_BATCH_NORM = {"early_bird"}
 
 
@@ -175,7 +179,7 @@ def test_criterion(path, network):
 @pytest.mark.parametrize("path", members("criterion"), ids=names(members("criterion")))
 def test_criterion_leaves_all_as_it_was(path, training):
     """The mode, gradients that were there, the mask, the state's moments and numpy's generator stay; the scores are no
-    views of the state."""
+    views of the state. The data may be pixels that are normalised as they are read."""
     model = Conv().train(training)
     for parameter in model.parameters():
         parameter.grad = torch.full_like(parameter, 2.0)
@@ -185,7 +189,8 @@ def test_criterion_leaves_all_as_it_was(path, training):
     )
     same, before = Mask(mask), copy.deepcopy(state)
     numpy = np.random.get_state()[1].copy()
-    criterion, data = made(path), blobs(1600).normalised("cpu").train
+    raw = blobs(1600) if training else Augment(crop=1, flip=True).on(blobs(1600))
+    criterion, data = made(path), raw.normalised("cpu").train
     scores = criterion(model, state, mask, data, torch.Generator().manual_seed(3), **reading(criterion, model))
     for score in scores.values():
         score.detach().fill_(7)
@@ -309,13 +314,6 @@ def test_an_initialiser_that_draws_no_matrix_is_named(init):
         Mlp([8], init)
 
 
-HEAVY = {"resnet_32", "resnet_44", "resnet_56", "resnet_110", "resnet_34", "resnet_50", "vgg_13", "vgg_16", "vgg_19"}
-HEAVY |= {
-    "frankle2020_vgg_16",
-    "frankle2020_resnet_20",
-    "wide_resnet_16_8",
-    "wide_resnet_28_10",
-}  # the code of lighter members
 MODELS = [pytest.param(p, marks=[pytest.mark.slow] if p.stem in HEAVY else [], id=p.stem) for p in members("model")]
 
 
@@ -346,6 +344,58 @@ def test_model(path, shape):
         for name, weight in weights.items():
             assert weight.grad is not None and torch.isfinite(weight.grad).all() and weight.grad.any(), name
     assert torch.equal(torch.get_rng_state(), state)  # no dropout: a step is a function of state and batch (law 1)
+
+
+SMALLER = {"num_examples": 8, "num_vectors": 2, "num_iterations": 3, "num_batches": 1, "batch_size": 8, "per_class": 1}
+WIDE = {
+    "wide_resnet_16_8",
+    "wide_resnet_28_10",
+    "resnet_110",
+}  # gigabytes of gradients by example; others stand for them
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", [p for p in members("model") if p.stem not in HEAVY], ids=lambda path: path.stem)
+def test_every_criterion_and_pattern_on_every_model(path):
+    """Finite scores for each weight, or a refusal in one line; from them a mask with the number of weights that the
+    pattern promises, nested, or a refusal that names the layer."""
+    torch.manual_seed(0)
+    model, data = made(path)((3, 8, 8), 3), fake_images().normalised("cpu").train
+    model.input_shape = (3, 8, 8)
+    state, mask, scored = TrainState.of(model), Mask.dense(model), {}
+    for member in members("criterion"):
+        criterion = made(member)
+        known = {f.name for f in dataclasses.fields(criterion)}
+        criterion = dataclasses.replace(criterion, **{n: v for n, v in SMALLER.items() if n in known})
+        if refused(criterion, model, data):
+            assert member.stem in NEED_BATCH_NORM
+            continue
+        try:
+            scores = criterion(model, state, mask, data, torch.Generator().manual_seed(1), **reading(criterion, model))
+        except ValueError as error:
+            assert path.stem == "torchvision" and "needs second derivatives" in str(error)  # hardsigmoid has none
+            continue
+        assert list(scores) == list(mask) and all(score.shape == mask[name].shape for name, score in scores.items())
+        assert all(torch.isfinite(score).all() for score in scores.values()), member.stem
+        scored[member.stem] = scores
+    assert len(scored) >= len(members("criterion")) - 2
+    for member in members("pattern"):
+        pattern = made(member)
+        pattern = dataclasses.replace(pattern, rates={}) if getattr(pattern, "rates", None) else pattern
+        try:
+            drawn = pattern(scored["random"], mask, 0.3, model)
+        except ValueError as error:
+            assert member.stem in ("channel", "n_m") and "\n" not in str(error), (member.stem, error)
+            continue
+        sparser = pattern(scored["random"], drawn, 0.5, model)
+        assert drawn.inside(mask) and sparser.inside(drawn) and sparser.num_kept < drawn.num_kept
+        if member.stem not in ("channel", "n_m"):
+            assert drawn.num_kept == round(0.7 * mask.num_total)
+
+
+def fake_images():
+    """Three classes of noisy 3 x 8 x 8 images."""
+    return Fake([3, 8, 8], 3, 200, 20, 20, 0, 0, False, 0)(Path())
 
 
 def test_lenet_has_the_papers_weights():

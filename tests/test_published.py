@@ -149,7 +149,7 @@ def test_lines_are_drawn_as_measured(tmp_path):
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(one) + "\n" for one in made))
     curves = [{"stage": "s0", "line": points}, {"stage": "s1", "line": [{**p, "test_error": 0.0} for p in points]}]
     (tmp_path / "curves.jsonl").write_text("".join(json.dumps(one) + "\n" for one in [*curves, {"stage": "x"}]))
-    lines = analysis.lines(tmp_path, analysis.load(tmp_path))
+    lines = analysis.lines(analysis.records(tmp_path), analysis.load(tmp_path))
     assert len(lines) == 6 and set(lines["rewind_step"]) == {10}
     drawn = []
     with pytest.MonkeyPatch.context() as patch:

@@ -27,6 +27,9 @@ OF_STUDY = {  # what a tiny size must set otherwise
     "rewinding_stability": "rewind.at=0it,5it,10it,20it,40it",
     "linear_mode_connectivity": "rewind.at=0it,20it branch.stability.num_alphas=5",
     "rewind_or_finetune": "rewind.at=20it",
+    "criteria": "criterion=magnitude,movement,random",
+    "pruning_at_init": "criterion=magnitude,snip prune.sparsity=0.6 ",
+    "mask_anatomy": "",
     "landscape": "rewind.at=0it,20it branch.landscape.num_examples=50 branch.landscape.num_steps=5",
 }
 
@@ -199,3 +202,84 @@ def test_means_are_over_replicates():
         mean == pytest.approx(7 / 3) and n == 3 and half == pytest.approx(4.302653 * (1 / 3) ** 0.5 / 3**0.5, rel=1e-5)
     )
     assert analysis.means(rows, "nothing", ["of"]).empty
+
+
+def test_criteria_are_compared_in_pairs():
+    """Each criterion against magnitude by replicate, at the highest sparsity alone; best first in the table."""
+    made = []
+    for setting, shift in (("criterion=magnitude", 0.0), ("criterion=movement", 0.02), ("criterion=random", -0.03)):
+        for replicate, dense in enumerate((0.90, 0.93, 0.96)):
+            row = {"setting": setting, "replicate": replicate}
+            made.append(row | {"branch": "dense", "sparsity": 0.0, "test_accuracy": dense, "stage": f"d{replicate}"})
+            for sparsity in (0.5, 0.9):
+                found = dense + (shift + 0.001 * replicate if sparsity == 0.9 and shift else 0.0)
+                ticket = {"branch": "ticket", "sparsity": sparsity, "test_accuracy": found}
+                made.append(row | ticket | {"stage": f"{setting}{replicate}{sparsity}"})
+    rows, module = frame(made), main.experiment("criteria")
+    above, below = module.verdict(rows)
+    assert (above.claim, above.holds) == ("movement above magnitude", True) and "+2.1 +- 0.2 points" in above.evidence
+    assert below.claim == "random above magnitude" and not below.holds and "random below magnitude" in below.evidence
+    lines = [line.split()[0] for line in shown(module.table(rows)).splitlines() if "+-" in line]
+    assert lines == ["movement", "magnitude", "random"]
+    together = module.of_criteria(rows)
+    assert len(together[together["branch"] == "dense"]) == 3 and set(together["setting"]) == {""}
+
+
+def test_pruning_at_init_wants_controls_as_good_and_of_trained_masks_worse():
+    """SNIP at initialisation, whose shuffled mask is as good; magnitude after training, whose shuffled one is worse by
+    2 points: both claims hold. Exchanged, neither does."""
+
+    def rows(gains: dict[str, float]) -> pd.DataFrame:
+        made = []
+        for setting, gain in gains.items():
+            for replicate, spread in enumerate((0.0, 0.01, 0.02)):
+                for branch, extra in (("ticket", 0.0), ("random_mask", gain), ("random_reinit", gain)):
+                    row = {"setting": setting, "replicate": replicate, "branch": branch, "sparsity": 0.9}
+                    noise = 0.0005 * replicate * (branch != "ticket")
+                    made.append(row | {"test_accuracy": 0.9 + spread + extra + noise, "stage": f"{setting}{branch}"})
+        return frame(made)
+
+    early, late = "criterion=snip, prune.when=init", "criterion=magnitude, prune.when=trained"
+    verdict = main.experiment("pruning_at_init").verdict
+    assert [v.holds for v in verdict(rows({early: 0.0, late: -0.02}))] == [True, True, True, True, False]
+    found = verdict(rows({early: -0.02, late: 0.0}))
+    assert [v.holds for v in found] == [False] * 5 and found[0].evidence.startswith("snip at init shuffled")
+    assert found[-1].claim == "snip at init above magnitude"
+
+
+def test_mask_anatomy_speaks_of_the_highest_sparsity():
+    """Collapse anywhere counts; effective sparsity and overlaps are those of the sparsest masks, beside chance."""
+    made = [
+        {"of": "ticket", "branch": "anatomy", "replicate": r, "sparsity": sparsity,
+         "effective_sparsity": sparsity + gap, "dead_units": 3.0, "collapsed_layers": float(sparsity == 0.99), "one_shot_jaccard": 0.3 + 0.01 * r,
+         "one_shot_chance": 0.1, "replicate_0_jaccard": math.nan if r == 0 else 0.1 + 0.01 * (r - 2),
+         "replicate_0_chance": math.nan if r == 0 else 0.1}
+        for sparsity, gap in ((0.5, 0.0), (0.99, 0.004)) for r in range(4)
+    ]  # fmt: skip
+    rows, module = frame(made), main.experiment("mask_anatomy")
+    collapse, effective, one_shot, replicate = module.verdict(rows)
+    assert not collapse.holds and "first at 1.0% of the weights" in collapse.evidence
+    assert effective.holds and "+0.40 +- 0.00 points above sparsity at 1.0%" in effective.evidence
+    assert one_shot.holds and "31.5%, 10.0% by chance" in one_shot.evidence and "n=4" in one_shot.evidence
+    assert not replicate.holds and "n=3" in replicate.evidence
+    assert list(module.overlaps(rows)) == ["one_shot", "replicate_0"]
+
+
+@pytest.mark.slow
+def test_stability_of_a_network_with_batch_norm_and_augmentation(tmp_path):
+    """A residual network on augmented images, from the command line: copies in other orders see other augmentation, and
+    running statistics are estimated anew at each point, so a line between equal copies is flat."""
+    words = (
+        "study=linear_mode_connectivity model=resnet_20 model.depth=8 dataset=fake dataset.shape=[3,8,8] "
+        "dataset.num_classes=3 dataset.num_examples=400 dataset.num_val=50 dataset.num_test=100 dataset.crop=1 "
+        "dataset.flip=true recipe=sgd recipe.lr=0.05 recipe.steps=60it recipe.eval_every=30it recipe.batch_size=20 "
+        "replicates=2 prune=one_shot prune.sparsity=0.5 pattern.scope=global rewind.at=0it,20it,59it wandb=disabled "
+        "branch.stability.num_alphas=5 device=cpu device.workers=0 hydra.sweep.dir=out"
+    )
+    ran = run_here(words, tmp_path)
+    assert ran.code == 0, ran.err
+    rows = analysis.load(tmp_path / "out")
+    found = rows[rows["of"].notna()].set_index(["rewind_step", "of", "replicate"])
+    assert len(found) == 3 * 2 * 2 and found[["error_barrier", "loss_barrier", "distance"]].notna().all(axis=None)
+    assert (found["distance"] > 0).all() and found.loc[0, "distance"].min() > found.loc[59, "distance"].max()
+    assert found.loc[59, "loss_barrier"].max() < 0.05

@@ -1,8 +1,8 @@
 """Anatomy of a mask: effective sparsity and dead units (lth.anatomy has definitions and sources), collapsed layers
 (without a kept weight; Tanaka et al. 2020, https://arxiv.org/abs/2006.05467), and what it has in common with others.
 
-Of the ticket alone, the Jaccard overlap with the mask that criterion and pattern draw in one round from the trained
-dense network (as branch=one_shot), and with the ticket's of replicate 0 at the same level, which started from other
+Of the ticket alone, the Jaccard overlap with the masks that its criterion (as branch=one_shot) and others draw in one
+round from the trained dense network, and with the ticket's of replicate 0 at the same level, which started from other
 weights: none for replicate 0. Nothing is trained that is not trained anyway; where replicate 0 diverged, this has."""
 
 from collections.abc import Mapping
@@ -45,16 +45,20 @@ def anatomy(context: Any, model: Any, data: Source, mask: Mask, others: Mapping[
 
 @dataclass(frozen=True)
 class Anatomy:
-    """of: ticket, dense, or other branches of this study that train a network."""
+    """of: ticket, dense, or other branches of this study that train a network. beside: other criteria by a name, on the
+    command line as +criterion@branch.anatomy.beside.snip=snip."""
 
     of: list[str] = field(default_factory=lambda: ["ticket"])
+    beside: dict[str, Any] = field(default_factory=dict)
 
     def __call__(self, ticket, lab):
         found = {}
         for name, run in networks(self.of, ticket, lab, "branch.anatomy").items():
             others = {}
             if name == "ticket":
-                others["one_shot"] = lab.prune(ticket.dense, lab.dense_mask(), ticket.sparsity, "criterion", 1)
+                for other, criterion in {"one_shot": lab.criterion, **self.beside}.items():
+                    bench = replace(lab, criterion=criterion)
+                    others[other] = bench.prune(ticket.dense, lab.dense_mask(), ticket.sparsity, "criterion", 1)
                 others |= {"replicate_0": _in_replicate_0(ticket, lab)} if lab.replicate else {}
             found[name] = anatomy(model=lab.model, data=lab.data, mask=run.mask or lab.dense_mask(), others=others)
         return found

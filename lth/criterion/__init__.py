@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy
 
 from lth.data import Split
@@ -80,11 +81,19 @@ def gradients(
     """Sum over batches of dL/dw, or, along v, of H v with H = d^2 L / dw^2; logits are divided by the temperature."""
     totals, wrt = {name: torch.zeros_like(weight) for name, weight in weights.items()}, list(weights.values())
     for x, y in batches:
-        loss = cross_entropy(network(x.to(wrt[0].dtype)) / temperature, y)
+        with sdpa_kernel(SDPBackend.MATH):  # torch's fused attention has no second derivative
+            loss = cross_entropy(network(x.to(wrt[0].dtype)) / temperature, y)
         slopes = torch.autograd.grad(loss, wrt, create_graph=along is not None)
         if along is not None:
             dot = torch.stack([(g * along[name]).sum() for name, g in zip(weights, slopes, strict=True)]).sum()
-            slopes = torch.autograd.grad(dot, wrt, materialize_grads=True)
+            try:
+                slopes = torch.autograd.grad(dot, wrt, materialize_grads=True)
+            except RuntimeError as error:
+                if "is not implemented" not in str(error):
+                    raise
+                raise ValueError(
+                    f"the criterion needs second derivatives, which this network has not: {error}"
+                ) from error
         for total, slope in zip(totals.values(), slopes, strict=True):
             total += slope
     return totals

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from torch.func import functional_call, grad, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy
 
 from lth.criterion import check_counts, copied, gradients, sample
@@ -48,7 +49,9 @@ class Hessian:
             slopes = vmap(grad(loss), (None, 0, 0))
             x, values = x.to(next(iter(weights.values())).dtype), {name: w.detach() for name, w in weights.items()}
             for some, labels in zip(x.split(32), y.split(32), strict=True):  # 32 gradients are held at a time
-                for name, slope in slopes(values, some, labels).items():
+                with sdpa_kernel(SDPBackend.MATH):  # torch's fused attention cannot be batched
+                    found = slopes(values, some, labels)
+                for name, slope in found.items():
                     diagonal[name] += slope.square().sum(0) / len(y)
         for vectors in self._vectors(mask, rng):
             z = {name: vector.to(weights[name]) for name, vector in vectors.items()}
