@@ -125,6 +125,9 @@ def build(cfg: DictConfig, settings: DictConfig) -> Job:
             _check_pattern(pattern, network, [0.0, *sparsities][-1])
             if sparsities and hasattr(criterion, "check"):
                 criterion.check(network, data.train)
+            if hasattr(pattern, "note") and (note := pattern.note(network)) and note not in _noted:
+                _noted.add(note)
+                print(note)
         except ValueError as error:
             raise InputError(_first_line(error)) from error
 
@@ -165,6 +168,7 @@ def _check_pattern(pattern: Any, network: Any, sparsity: float) -> None:
         raise ValueError(f"prune.sparsity={sparsity}: {error}") from error
 
 
+_noted: set[str] = set()  # what a sweep's jobs have to say is said once
 _loaded: dict[str, Any] = {}
 
 

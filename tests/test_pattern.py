@@ -294,6 +294,56 @@ def test_wrong_rates_are_named(scope, rate):
 # Quotas
 
 
+class Shrinking(nn.Module):
+    """8 x 8 positions, then 4 x 4, then one: the same weight costs 64, 16 and 1 multiply-adds."""
+
+    input_shape = (1, 8, 8)
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 6, 3, stride=2, padding=1)
+        self.norm, self.out = nn.BatchNorm2d(6), nn.Linear(96, 3)
+
+    def forward(self, x):
+        return self.out(self.norm(self.two(self.one(x).relu())).relu().flatten(1))
+
+
+TIMES = {"one.weight": 64, "two.weight": 16, "out.weight": 1}
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.parametrize("sparsity", [0.0, 0.3, 0.7])
+def test_a_budget_of_multiply_adds_is_filled(scope, sparsity):
+    """The most weights that fit: what is drawn for one more does not; counted layer by layer by hand. Nested."""
+    torch.manual_seed(0)
+    model = Shrinking()
+    dense, scores = Mask.dense(model), {name: torch.rand(weight.shape) for name, weight in prunable(model).items()}
+
+    def cost(mask: Mask) -> int:
+        return sum(count * TIMES[name] for name, count in mask.counts().items())
+
+    pattern = Unstructured(scope, budget="flops")
+    assert cost(dense) == 36 * 64 + 216 * 16 + 288
+    drawn = pattern(scores, dense, sparsity, model)
+    most = round((1 - sparsity) * cost(dense))
+    assert cost(drawn) <= most and pattern(scores, drawn, sparsity, model) == drawn
+    if sparsity:
+        one_more = 1 - (drawn.num_kept + 1) / dense.num_total
+        assert cost(Unstructured(scope)(scores, dense, one_more, model)) > most
+    assert pattern(scores, drawn, 0.8, model).inside(drawn)
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_a_budget_of_parameters_spares_what_cannot_be_pruned(scope):
+    """540 weights and 4 + 6 + 12 + 3 = 25 others: of 565 parameters half is 282, of which 257 are weights."""
+    model = Shrinking()
+    dense, scores = Mask.dense(model), {name: torch.rand(weight.shape) for name, weight in prunable(model).items()}
+    pattern = Unstructured(scope, budget="parameters")
+    assert pattern(scores, dense, 0.5, model).num_kept == 257
+    with pytest.raises(ValueError, match=r"cannot keep 6 parameters: 25 of them cannot be pruned"):
+        pattern(scores, dense, 0.99, model)
+
+
 def test_quotas_by_hand():
     """LeNet-300-100 to 80%: p solves 235200 (1-p) + 30000 (1-p) + 1000 (1-p/2) = 212960, so p = 53240 / 265700."""
     p = 53240 / 265700

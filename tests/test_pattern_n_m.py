@@ -99,3 +99,11 @@ def test_no_layer_that_m_divides():
         ValueError, match=r"^pattern\.m=4 divides the rows of no layer; they are 0\.weight 6, 1\.weight 2$"
     ):
         NofM()({name: torch.zeros(w.shape) for name, w in prunable(model).items()}, Mask.dense(model), 0.5, model)
+
+
+def test_layers_that_stay_dense_are_named():
+    """In one line, by name and length of row; nothing where all hold the pattern."""
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(32, 8), nn.Linear(8, 3))
+    assert NofM(2, 4).note(model) == "pattern.m=4 does not divide the rows of 0.weight (27): left dense"
+    assert NofM(1, 3).note(model) == "pattern.m=3 does not divide the rows of 2.weight (32), 3.weight (8): left dense"
+    assert NofM(2, 4).note(model[1:]) == ""

@@ -7,4 +7,5 @@ network, on any device, to be read only (its graph; where it has an attribute in
 for). A pattern is pure: the same arguments give the same mask, nothing given is changed, no generator is used. Equal
 scores are ordered by position, the first one survives. What cannot be drawn is a ValueError of one line. One that does
 not choose weights one by one has the class attribute by_weight = False: equal scores in a layer then decide nothing.
+note(model) may say, in a line, what a user should know before anything trains.
 """

@@ -16,8 +16,9 @@ Deviation: the papers go to n:m in one step; here it is the point of a ladder th
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
-from lth.mask import Mask, num_kept, top_k
+from lth.mask import Mask, num_kept, prunable, top_k
 
 
 @dataclass(frozen=True)
@@ -35,12 +36,7 @@ class NofM:
 
     def __call__(self, scores, mask, sparsity, model):
         """The mask inside `mask` that keeps exactly round((1 - sparsity) * size) of the layers that m divides."""
-        lengths = {name: kept[0].numel() for name, kept in mask.items()}
-        transposed = {f"{name}.weight" for name, m in model.named_modules() if getattr(m, "transposed", False)}
-        held = [name for name, length in lengths.items() if length % self.m == 0 and name not in transposed]
-        if not held:
-            rows = ", ".join(f"{name} {length}" for name, length in lengths.items())
-            raise ValueError(f"pattern.m={self.m} divides the rows of no layer; they are {rows}")
+        held, _ = self._layers(model)
         flat = torch.cat([scores[name].reshape(-1, self.m) for name in held])
         kept = torch.cat([mask[name].reshape(-1, self.m) for name in held])
         # Stable: of equal scores the first survives. What is removed already comes last
@@ -54,3 +50,18 @@ class NofM:
         parts = chosen.split([mask[name].numel() for name in held])
         drawn = {name: part.reshape(mask[name].shape) for name, part in zip(held, parts, strict=True)}
         return Mask({name: drawn[name] if name in drawn else mask[name] for name in mask})
+
+    def note(self, model: nn.Module) -> str:
+        """What a user is told before anything trains: the layers that stay dense; "" where there are none."""
+        spared = self._layers(model)[1]
+        return f"pattern.m={self.m} does not divide the rows of {', '.join(spared)}: left dense" if spared else ""
+
+    def _layers(self, model: nn.Module) -> tuple[list[str], list[str]]:
+        """(names of the weights that hold the pattern, the others and how long their rows are). Raises ValueError."""
+        transposed = {f"{name}.weight" for name, m in model.named_modules() if getattr(m, "transposed", False)}
+        lengths = {name: weight[0].numel() for name, weight in prunable(model).items()}
+        held = [name for name, length in lengths.items() if length % self.m == 0 and name not in transposed]
+        if not held:
+            rows = ", ".join(f"{name} {length}" for name, length in lengths.items())
+            raise ValueError(f"pattern.m={self.m} divides the rows of no layer; they are {rows}")
+        return held, [f"{name} ({length})" for name, length in lengths.items() if name not in held]

@@ -1,5 +1,9 @@
 """Unstructured: any single weight may go. Of all prunable weights exactly round((1 - sparsity) * total) are kept.
 
+budget says of what: weights are the prunable ones; parameters all of the network's, of which biases and norms stay;
+flops the multiply-adds of its layers, of which the most weights are kept that need at most round((1 - sparsity) *
+total), each counted once a position at which it is multiplied.
+
 scope says over what scores are ranked, and how many weights each layer keeps:
 global     all layers are ranked together.
 layerwise  the same fraction p of every layer's survivors goes, p * output of the output layer's, as Frankle & Carbin
@@ -24,6 +28,7 @@ from fnmatch import fnmatchcase
 
 import torch
 
+from lth.graph import positions
 from lth.mask import Mask, num_kept, top_k
 
 SCOPES = ("global", "layerwise", "erk", "balanced")
@@ -35,13 +40,17 @@ class Unstructured:
     [0, 1]; 1 treats it like the others, 0 leaves it as it is. Only layerwise reads it.
     rates: prune rate relative to the others, by weight name or glob, the last match counts: {"0.weight": 0} leaves the
     first convolution dense. Layerwise takes any in [0, 1], the other scopes 0 and 1. Layers at 0 lose weights only
-    when the others have none left to lose (global: the last ones). On the command line: +pattern.rates={0.weight:0}"""
+    when the others have none left to lose (global: the last ones). On the command line: +pattern.rates={0.weight:0}
+    budget: weights, parameters or flops."""
 
     scope: str = "layerwise"
     output: float = 0.5
     rates: dict[str, float] = field(default_factory=dict)
+    budget: str = "weights"
 
     def __post_init__(self) -> None:
+        if self.budget not in ("weights", "parameters", "flops"):
+            raise ValueError(f"pattern.budget={self.budget} is not one of: weights, parameters, flops")
         if self.scope not in SCOPES:
             raise ValueError(f"pattern.scope={self.scope} is not one of: {', '.join(SCOPES)}")
         for key, rate in [("output", self.output), *((f"rates.{name}", rate) for name, rate in self.rates.items())]:
@@ -51,8 +60,31 @@ class Unstructured:
                 raise ValueError(f"pattern.{key}={rate} must be 0 or 1; only pattern.scope=layerwise takes others")
 
     def __call__(self, scores, mask, sparsity, model):
-        """The mask inside `mask` that keeps exactly round((1 - sparsity) * total) weights, at least 1 (a layer)."""
-        total, rates = num_kept(sparsity, mask.num_total), self._rates(list(mask))
+        """The mask inside `mask` that keeps what the budget says, at least 1 weight (a layer)."""
+        if self.budget == "weights":
+            return self._draw(scores, mask, num_kept(sparsity, mask.num_total))
+        if self.budget == "parameters":
+            others = sum(parameter.numel() for parameter in model.parameters()) - mask.num_total
+            if (total := num_kept(sparsity, mask.num_total + others) - others) < 1:
+                raise ValueError(f"cannot keep {total + others} parameters: {others} of them cannot be pruned")
+            return self._draw(scores, mask, total)
+        times = positions(model)
+        most = num_kept(sparsity, sum(kept.numel() * times[name] for name, kept in mask.items()))
+        few, many = 0, mask.num_kept + 1
+        while many - few > 1:  # the number of weights is the only unknown, and multiply-adds rise with it
+            total = (few + many) // 2
+            try:
+                drawn = self._draw(scores, mask, total)
+            except ValueError:  # fewer than one a layer
+                few = total
+                continue
+            fits = sum(count * times[name] for name, count in drawn.counts().items()) <= most
+            few, many = (total, many) if fits else (few, total)
+        return self._draw(scores, mask, few)
+
+    def _draw(self, scores, mask, total):
+        """The mask inside `mask` that keeps exactly `total` weights."""
+        rates = self._rates(list(mask))
         if self.scope == "global":
             free = [scores[name] if rate else torch.full(mask[name].shape, torch.inf) for name, rate in rates.items()]
             flat, kept = (torch.cat([part.reshape(-1) for part in parts]) for parts in (free, mask.values()))
