@@ -84,6 +84,8 @@ class Lab:
     def __post_init__(self) -> None:
         if self.when == "init" and getattr(self.criterion, "needs_training", False):
             raise ValueError(f"criterion={name_of(self.criterion)} needs a trained network; prune.when=init has none")
+        if hasattr(self.rewind, "span") and (self.when == "init" or "movement" in getattr(self.criterion, "reads", ())):
+            raise ValueError("rewind=gradual prunes within a training: prune.when=trained, and no criterion=movement")
 
     def seed(self, *names: str | int) -> int:
         return seeds.seed(self.base_seed, self.replicate, *names)
@@ -110,7 +112,10 @@ class Lab:
         return dense_mask(model=self.model, data=self.data)
 
     def pruned(self, run: Run) -> Stage:
-        """The state that masks are drawn from after `run`: its end, or, prune.when=init, the origin."""
+        """The state that masks are drawn from after `run`: its end; prune.when=init: the origin; within a training:
+        where the dense run is left."""
+        if hasattr(self.rewind, "span") and run.mask is None:
+            return run.at(self.rewind.step(self.recipe))
         return self.origin if self.when == "init" else run.end
 
     def prune(self, run: Run, mask: Stage, sparsity: float, *names: str | int) -> Stage:
@@ -139,6 +144,8 @@ def iterative(lab: Lab, sparsities: list[float], levels: Container[int] | None =
 
     mask, run, seen = lab.dense_mask(), dense, set()
     for level, sparsity in enumerate(sparsities, start=1):
+        if hasattr(rewind, "span"):
+            k, num_steps = rewind.span(lab.recipe, level, len(sparsities))
         mask = lab.prune(run, mask, sparsity, "criterion", level)
         ticket = Ticket(level, sparsity, mask, rewind(dense, run.end), k, num_steps, dense, lab.pruned(run))
         run = lab.train(ticket)

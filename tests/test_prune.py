@@ -1,15 +1,18 @@
 """Polynomial schedule: the closed form, and gradual pruning as one training that goes on."""
 
 import itertools
+from dataclasses import dataclass
 
 import pytest
 import torch
 from conftest import Bench
 
+from lth.criterion.magnitude import Magnitude
+from lth.criterion.movement import Movement
 from lth.perform import value
 from lth.prune.polynomial import Polynomial
 from lth.recipe import Recipe, Step
-from lth.rewind.none import Keep
+from lth.rewind.gradual import Gradual
 from lth.tickets import iterative
 
 
@@ -36,17 +39,55 @@ def test_wrong_rounds_are_named(wrong):
 
 
 def test_gradual_pruning_is_one_training(bench: Bench):
-    """With rewind=none each level starts from the very state the one before ended in, moments and step count with it,
-    at the schedule's last rate; the sparsity of what is trained follows the schedule."""
+    """Three levels pruned at steps 10, 17 and 24 of 40: each starts from the very state that the one before ended in,
+    its mask drawn from that state; together they are as long as the dense training, at the rates of the schedule."""
     bench.recipe = Recipe("Adam", 0.01, 20, 40, 10, schedule=Step([20], 0.1))
-    bench.rewind, bench.branches = Keep(steps=7), {}
+    bench.rewind, bench.branches = Gradual(10, "7it"), {}
     entries = [*iterative(bench.lab(), Polynomial(0.6, 3)())]
     assert not bench.run(entries)
-    for level, (before, entry) in enumerate(itertools.pairwise(entries), start=1):
-        assert entry.run.start.key == before.run.end.key
+    dense, before = entries[0].run, entries[0].run.at(10)
+    assert [(e.rewind_step, e.run.num_steps) for e in entries[1:]] == [(10, 7), (17, 7), (24, 16)]
+    for level, entry in enumerate(entries[1:], start=1):
+        assert entry.run.start.key == before.key == entry.run.mask.inputs["state"].key
         start, end = (value(stage, bench.store, bench.context) for stage in (entry.run.start, entry.run.end))
         mask = value(entry.run.mask, bench.store, bench.context)
-        assert (start.step, end.step) == (40 + 7 * (level - 1), 40 + 7 * level)
-        assert start.optimizer and all(torch.isfinite(moment).all() for moment in start.optimizer.values())
+        assert (start.step, end.step) == (
+            entry.rewind_step,
+            entry.rewind_step + entry.run.num_steps,
+        ) and start.optimizer
         assert mask.num_kept == round((1 - 0.6 * (1 - (1 - level / 3) ** 3)) * mask.num_total)
-        assert bench.lab().recipe.rate(start.step) == bench.lab().recipe.rate(end.step) == pytest.approx(0.001)
+        before = entry.run.end
+    assert end.step == dense.num_steps == 40
+
+
+def test_gradual_pruning_without_a_mask_is_the_dense_training(bench: Bench):
+    """Where nothing is removed, cutting and going on changes no bit (law 1): the last level ends where dense ends."""
+    bench.recipe, bench.rewind, bench.branches = Recipe("Adam", 0.01, 20, 40, 10), Gradual(10, 7), {}
+    bench.pattern = Nothing()
+    entries = [*iterative(bench.lab(), [0.1, 0.2, 0.3])]
+    assert not bench.run(entries)
+    last, dense = (value(entry.run.end, bench.store, bench.context) for entry in (entries[-1], entries[0]))
+    assert all(torch.equal(last.params[name], tensor) for name, tensor in dense.params.items())
+
+
+@dataclass(frozen=True)
+class Nothing:
+    """A pattern that removes nothing."""
+
+    def __call__(self, scores, mask, sparsity, model):
+        return mask
+
+
+@pytest.mark.parametrize(
+    ("rewind", "criterion", "said"),
+    [
+        (Gradual(40, 1), Magnitude(), r"rewind\.begin=40 is past the end of training \(recipe\.steps=40\)"),
+        (Gradual(30, 5), Magnitude(), r"rewind\.every=5 prunes 3 levels up to step 40, past the end"),
+        (Gradual(30, 0), Magnitude(), r"rewind\.every=0 must be at least 1it"),
+        (Gradual(10, 5), Movement(), r"rewind=gradual prunes within a training"),
+    ],
+)
+def test_what_gradual_pruning_cannot_do_is_named(bench: Bench, rewind, criterion, said):
+    bench.rewind, bench.criterion = rewind, criterion
+    with pytest.raises(ValueError, match=said):
+        list(iterative(bench.lab(), [0.1, 0.2, 0.3]))

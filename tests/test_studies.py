@@ -249,13 +249,14 @@ def test_pruning_at_init_wants_controls_as_good_and_of_trained_masks_worse():
 
 def test_mask_anatomy_speaks_of_the_highest_sparsity():
     """Collapse anywhere counts; effective sparsity and overlaps are those of the sparsest masks, beside chance."""
-    made = [
-        {"of": "ticket", "branch": "anatomy", "replicate": r, "sparsity": sparsity,
-         "effective_sparsity": sparsity + gap, "dead_units": 3.0, "collapsed_layers": float(sparsity == 0.99),
-         "one_shot_jaccard": 0.3 + 0.01 * r, "one_shot_chance": 0.1, "replicate_0_jaccard": math.nan if r == 0 else 0.1 + 0.01 * (r - 2),
-         "replicate_0_chance": math.nan if r == 0 else 0.1}
-        for sparsity, gap in ((0.5, 0.0), (0.99, 0.004)) for r in range(4)
-    ]  # fmt: skip
+    made = []
+    for sparsity, gap in ((0.5, 0.0), (0.99, 0.004)):
+        for r in range(4):
+            row = {"of": "ticket", "branch": "anatomy", "replicate": r, "sparsity": sparsity, "dead_units": 3.0}
+            row |= {"effective_sparsity": sparsity + gap, "collapsed_layers": float(sparsity == 0.99)}
+            row |= {"one_shot_jaccard": 0.3 + 0.01 * r, "one_shot_chance": 0.1}
+            row |= {"replicate_0_jaccard": 0.1 + 0.01 * (r - 2), "replicate_0_chance": 0.1} if r else {}
+            made.append(row)
     rows, module = frame(made), main.experiment("mask_anatomy")
     collapse, effective, one_shot, replicate = module.verdict(rows)
     assert not collapse.holds and "first at 1.0% of the weights" in collapse.evidence

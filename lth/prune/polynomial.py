@@ -2,12 +2,8 @@
 
     sparsity_t = sparsity * (1 - (1 - t / n)^3),   t = 1 .. n
 
-With rewind=none rewind.steps=K this is their gradual pruning during one training: after the dense training n levels of
-K steps, in which weights, moments and step count go on from where the level before ended.
-
-Deviations: the paper prunes from early in training on, while the learning rate still falls; here it begins when the
-dense training is over, at the last learning rate of the schedule (constant keeps it the same). It starts from sparsity
-0 and prunes every level, as the paper's equation 1 with s_i = 0.
+With rewind=gradual this is their gradual pruning during one training. Deviation: it starts from sparsity 0 and prunes
+every level, as the paper's equation 1 with s_i = 0.
 """
 
 from dataclasses import dataclass

@@ -4,6 +4,8 @@
     .step(recipe)        rewind step k: the step of the schedule at which their training goes on
     .num_steps(recipe)   how many steps it takes: recipe.steps - k, but for fine-tuning
     (dense, trained)     Stage of the TrainState they restart from, given the dense run and the trained state's stage
+    .span(recipe, level, num_levels)   where all levels are parts of one training: k and number of steps of a level,
+                         whose mask is then drawn from the state that it starts from
 
 A rewind that does not depend on the trained weights names a state of the dense run, so all levels, criteria and rewind
 points of a replicate share its one training, and `early` at step 0 is `init`.
@@ -27,11 +29,11 @@ def remaining(rewind: Any, recipe: Any) -> int:
     return int(recipe.steps) - rewind.step(recipe)
 
 
-def step_of(at: int | str, recipe: Any) -> int:
-    """k of rewind.at, as 500it, 2ep or 500: 0 to recipe.steps - 1. Raises ValueError for one past the end."""
-    k = num_steps(at, recipe.per_epoch, "rewind.at")
+def step_of(at: int | str, recipe: Any, name: str = "rewind.at") -> int:
+    """k, as 500it, 2ep or 500: 0 to recipe.steps - 1. Raises ValueError, with its name, for one past the end."""
+    k = num_steps(at, recipe.per_epoch, name)
     if k >= recipe.steps:
-        raise ValueError(f"rewind.at={at} is past the end of training (recipe.steps={recipe.steps})")
+        raise ValueError(f"{name}={at} is past the end of training (recipe.steps={recipe.steps})")
     return k
 
 
