@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import Bench
 
+from lth.branch import chosen_levels
 from lth.branch.dense_order import DenseOrder
 from lth.branch.layerwise_shuffle import LayerwiseShuffle, shuffled_mask, shuffled_state
 from lth.branch.one_shot import OneShot
@@ -266,3 +267,16 @@ def test_one_shot_is_the_schedule_of_that_name(bench: Bench, criterion, rewind):
     pair(bench, OneShot())
     todo = plan([[entry.stage for entry in bench.trainings()]], bench.store)
     assert len(todo.trainings) + todo.stored == 4  # dense, tickets of level 1 and 2, one shot at level 2
+
+
+# branch.levels
+
+
+def test_levels_are_found_by_four_digits():
+    """A sparsity as a table prints it is enough; of two that near the nearer; what is farther is no level."""
+    sparsities = [0.5, 0.969696969697, 0.969729, 0.98]
+    assert chosen_levels([0.9697], sparsities) == {2} and chosen_levels([0.96973, 0.5], sparsities) == {1, 3}
+    assert chosen_levels("every:3", sparsities) == {3, 4} and chosen_levels("all", sparsities) is None
+    for wrong in (0.9696, 0.97, 0.0, 1):
+        with pytest.raises(ValueError, match=r"^branch\.levels: [^\n]*$"):
+            chosen_levels([wrong], sparsities)

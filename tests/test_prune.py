@@ -3,6 +3,7 @@
 import itertools
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 from conftest import Bench
@@ -10,6 +11,7 @@ from conftest import Bench
 from lth.criterion.magnitude import Magnitude
 from lth.criterion.movement import Movement
 from lth.perform import value
+from lth.prune.linear import Linear
 from lth.prune.polynomial import Polynomial
 from lth.recipe import Recipe, Step
 from lth.rewind.gradual import Gradual
@@ -30,6 +32,12 @@ def test_steps_shrink():
     steps = [b - a for a, b in itertools.pairwise(levels)]
     assert len(levels) == 21 and steps == sorted(steps, reverse=True)
     assert [(0.9 - s) / 0.9 for s in levels] == pytest.approx([((20 - t) / 20) ** 3 for t in range(21)])
+
+
+def test_linear_takes_as_many_weights_at_each_level():
+    """numpy's linspace without its ends: 70, 71, ... percent of MNIST-1D's hundred levels."""
+    assert Linear(0.98989898989899, 98)() == pytest.approx(np.linspace(0, 1, 100)[1:-1], abs=1e-11)
+    assert Linear(0.9, 3)() == [0.3, 0.6, 0.9] and Linear(0.0, 3)() == [] and Linear(0.5, 1)() == [0.5]
 
 
 @pytest.mark.parametrize("wrong", [0, -1, 1.5, 100_000])

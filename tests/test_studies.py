@@ -30,6 +30,7 @@ OF_STUDY = {  # what a tiny size must set otherwise
     "criteria": "criterion=magnitude,movement,random",
     "pruning_at_init": "criterion=magnitude,snip prune.sparsity=0.6 ",
     "mask_anatomy": "",
+    "mnist1d": "prune.sparsity=0.97 prune.num_rounds=2 branch.levels=all",
     "landscape": "rewind.at=0it,20it branch.landscape.num_examples=50 branch.landscape.num_steps=5",
 }
 

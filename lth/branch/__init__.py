@@ -37,7 +37,8 @@ def networks(of: Sequence[str], ticket: "Ticket", lab: "Lab", where: str) -> dic
 
 
 def chosen_levels(levels: object, sparsities: list[float]) -> set[int] | None:
-    """Which levels have branches: "all" (None), "every:n" (levels n, 2n, ... and the last), or a list of sparsities.
+    """Which levels have branches: "all" (None), "every:n" (levels n, 2n, ... and the last), or a list of sparsities, of
+    which four digits are enough.
 
     Raises ValueError for a sparsity that no level has, for level 0 (the dense network has no ticket), for other words.
     """
@@ -49,12 +50,15 @@ def chosen_levels(levels: object, sparsities: list[float]) -> set[int] | None:
         return {level for level in range(1, len(sparsities) + 1) if level % n == 0 or level == len(sparsities)}
     if not isinstance(levels, list):
         raise ValueError(f"branch.levels={levels} must be all, every:3 (each third level), or a list of sparsities")
+    chosen = set()
     for sparsity in levels:
         if sparsity == 0:
             raise ValueError(
                 "branch.levels: sparsity 0 is level 0, the dense network, which has no ticket to branch from"
             )
-        if sparsity not in sparsities:
+        close = [i for i, reached in enumerate(sparsities, start=1) if abs(reached - sparsity) < 5.1e-5]
+        if not close:
             near = ", ".join(f"{s:.4g}" for s in sparsities)
             raise ValueError(f"branch.levels: no level has sparsity {sparsity}; the schedule reaches {near or 'none'}")
-    return {sparsities.index(sparsity) + 1 for sparsity in levels}
+        chosen.add(min(close, key=lambda i: abs(sparsities[i - 1] - sparsity)))
+    return chosen

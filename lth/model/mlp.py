@@ -4,7 +4,6 @@ Frankle & Carbin 2019 (https://arxiv.org/abs/1803.03635, figure 2) use 784-300-1
 
 Residual, that of the lottery-ticket study on MNIST-1D (Greydanus & Kobak 2020, https://arxiv.org/abs/2011.14439), has
 40-500-500-10, 275,000 weights: h = relu(W1 x + b1);  h = h + relu(W2 h + b2);  logits = W3 h + b3.
-Deviation: there weights and biases are torch's own U[-1, 1) / sqrt(fan_in).
 """
 
 import math
@@ -37,15 +36,17 @@ class Mlp:
 
 @dataclass(frozen=True)
 class ResidualMlp:
-    """width: size of both hidden layers."""
+    """width: size of both hidden layers. init: null leaves weights and biases as torch draws them, both from
+    U[-1, 1) / sqrt(fan_in)."""
 
     width: int
-    init: str = "kaiming_normal"
+    init: str | None = None
 
     def __post_init__(self) -> None:
-        check(self.init, width=self.width)
+        check(self.init or "kaiming_normal", width=self.width)
 
     def __call__(self, input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
         second = Residual(nn.Linear(self.width, self.width), nn.ReLU())
         layers = [nn.Linear(math.prod(input_shape), self.width), nn.ReLU(), second, nn.Linear(self.width, num_classes)]
-        return draw_(nn.Sequential(nn.Flatten(), *layers), self.init)
+        network = nn.Sequential(nn.Flatten(), *layers)
+        return network if self.init is None else draw_(network, self.init)
