@@ -223,6 +223,7 @@ def test_failure_takes_only_its_own(bench: Bench, how: str, workers: int, cause:
         assert bench.store.holds(training.run.result.key) == (training.run.result.key not in broken)
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_once_is_replaced(bench: Bench, tmp_path):
     """A death may be the machine's doing: the unit is tried once more."""
     once = dataclasses.replace(bench, criterion=Failing("once", str(tmp_path / "marker")))

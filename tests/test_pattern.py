@@ -12,7 +12,8 @@ from torch import nn
 from torch.nn.utils import prune
 
 from lth.mask import Mask, num_kept, prunable, top_k
-from lth.pattern.unstructured import SCOPES, Unstructured, quotas
+from lth.pattern.unstructured import SCOPES, Unstructured
+from lth.quotas import quotas
 
 MODEL = nn.Sequential()  # unstructured never looks at the network
 quick = settings(max_examples=150, deadline=None, derandomize=True)

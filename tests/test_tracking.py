@@ -371,6 +371,7 @@ def black_hole():
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
 
 
+@pytest.mark.slow
 def test_server_that_refuses(tmp_path, expected):
     where = {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "a" * 40}
     seconds, lines = run_cells(tmp_path, "auto", "INIT_SECONDS", "2", **where)

@@ -6,7 +6,8 @@ accuracy within which a mean over replicates may be called the same; `setting`, 
 conf`, names of members that do not exist here. Then a table: branch, metric, weights_left (percent), value (accuracies
 in percent), std and n of its replicates; each further column is a configuration key, too, its cells the values.
 
-A key's value is a member of its group, of which then nothing may be changed but the target sparsity, or a plain value.
+A key's value is a member of its group, of which then nothing may be changed but the target sparsity and how many
+examples are held out for validation (papers without a validation split have all to train on), or a plain value.
 """
 
 import json
@@ -50,7 +51,7 @@ def same(config: dict, key: str, wanted: str) -> bool:
     member = yaml.safe_load(file.read_text())
     inside = [(f"{key}/{group}", name) for one in member.pop("defaults", []) for group, name in one.items()]
     return all(
-        name == "sparsity" or (isinstance(node, dict) and _plain(node.get(name)) == _plain(value))
+        name in ("sparsity", "num_val") or (isinstance(node, dict) and _plain(node.get(name)) == _plain(value))
         for name, value in member.items()
     ) and all(same(config, group.replace("/", "."), name) for group, name in inside)
 

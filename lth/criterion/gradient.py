@@ -33,15 +33,9 @@ class Gradient:
 
 
 @dataclass(frozen=True)
-class Snip:
-    num_batches: int
-    batch_size: int
-    per_class: int
-
-    __post_init__, check = check_counts, check_sample
-
+class Snip(Gradient):
     def __call__(self, model, state, mask, data, rng):
-        found = Gradient(self.num_batches, self.batch_size, self.per_class)(model, state, mask, data, rng)
+        found = super().__call__(model, state, mask, data, rng)
         scores = {name: score.cpu().double() for name, score in found.items()}
         total = sum(score.sum() for score in scores.values())
         return {name: score / total if total else score for name, score in scores.items()}  # all zero: they stay equal
