@@ -183,3 +183,60 @@ def test_colours_differ_and_stay_with_their_branch():
 def test_unknown_metric():
     with pytest.raises(KeyError, match="accuracy"):
         plot.figure(study(), "accuracy")
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """The figures that are drawn, not written."""
+    figures = []
+    monkeypatch.setattr(plot, "_write", lambda fig, *rest: figures.append(fig) or [])
+    return figures
+
+
+def test_side_by_side_hides_none(shown):
+    """A line a branch with the values of curve(), each at a place of its own, the best at the highest sparsity first;
+    what is more than 30 points below is named."""
+    names = [f"criterion_{letter}" for letter in "abcdefghijklm"]
+    rows = study(levels=3, controls=names)
+    lost = (rows["branch"] == names[3]) & (rows["level"] == 3)
+    rows.loc[lost, "test_accuracy"] = 0.4
+    plot.side_by_side(rows, "test_accuracy", "unused")
+    (axes,) = shown[0].axes
+    expected = analysis.curve(rows).set_index(["branch", "sparsity"])
+    last = max(rows["sparsity"])
+    order = [text.get_text() for text in shown[0].legends[0].get_texts()]
+    assert order[0] == "dense" and set(order[1:]) == {"ticket", *names} and order[-1] == names[3]
+    means = [expected.loc[(name, last), "mean"] for name in order[1:]]
+    assert means == sorted(means, reverse=True)
+    lines = {bar.get_label(): bar.lines[0] for bar in axes.containers}
+    looks = {(line.get_color(), line.get_marker()) for line in lines.values()}
+    assert len(looks) == len({line.get_xdata()[0] for line in lines.values()}) == 14
+    for name, line in lines.items():
+        part = expected.loc[name].reset_index()
+        np.testing.assert_allclose(line.get_ydata(), 100 * part["mean"])
+        np.testing.assert_allclose(line.get_xdata(), 100 * (1 - part["sparsity"]), rtol=0.15)
+    assert f"below the axis: {names[3]} (down to 40.0%)" in caption(shown[0])
+
+
+def test_layers_and_overlaps_are_drawn_as_measured(shown):
+    """Left what is kept of each layer, and what of it is on a path; right the overlap, and by chance."""
+    layers = pd.DataFrame([
+        {"layer": layer, "place": place, "sparsity": s, "replicate": r, "layer_sparsity": s * f + 0.01 * r,
+         "layer_effective_sparsity": s * f + 0.05}
+        for place, (layer, f) in enumerate({"one": 1.0, "two": 0.5}.items()) for s in (0.5, 0.9) for r in (0, 1)
+    ])  # fmt: skip
+    rows = pd.DataFrame([
+        {"sparsity": s, "replicate": r, "same_jaccard": 0.4 + 0.1 * r, "same_chance": 0.2} for s in (0.5, 0.9)
+        for r in (0, 1)
+    ])  # fmt: skip
+    plot.by_layer(layers, {"same": "the same"}, rows, "unused")
+    left, right = shown[0].axes
+    lines = {line.get_label(): line for line in left.get_lines()}
+    np.testing.assert_allclose(lines["one"].get_ydata(), [49.5, 9.5])
+    np.testing.assert_allclose(lines["two"].get_ydata(), [74.5, 54.5])
+    dotted = [line for line in left.get_lines() if line.get_linestyle() == ":"]
+    np.testing.assert_allclose(dotted[0].get_ydata(), [45.0, 5.0])
+    overlap, chance = right.get_lines()
+    np.testing.assert_allclose(overlap.get_ydata(), [45.0, 45.0])
+    np.testing.assert_allclose(chance.get_ydata(), [20.0, 20.0])
+    np.testing.assert_allclose(overlap.get_xdata(), [50.0, 10.0])
