@@ -117,6 +117,12 @@ def test_replicates_of_one_target_are_one_point(tmp_path):
     assert list(zip(lines["sparsity"], lines["n"], strict=True)) == [(0.0, 3), (0.49, 3), (0.8, 3)]
 
 
+def test_jobs_come_in_the_order_of_their_numbers(tmp_path):
+    """Job 10 after job 9: settings appear as they were asked for."""
+    cells = [[row("ticket", overrides=[f"criterion=c{n}"], stage=f"s{n}")] for n in range(11)]
+    assert list(sweep(tmp_path, *cells)["setting"]) == [f"criterion=c{n}" for n in range(11)]
+
+
 def test_nothing_to_load(tmp_path):
     rows = analysis.load(tmp_path)
     assert rows.empty and set(row()) | {"setting", "of", "job"} == set(rows.columns)

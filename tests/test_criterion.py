@@ -25,6 +25,7 @@ from lth.criterion.synflow import Synflow
 from lth.criterion.zhou import Zhou
 from lth.data import Split
 from lth.mask import Mask, prunable
+from lth.pattern.channel import Channel
 from lth.pattern.unstructured import Unstructured
 from lth.perform import value
 from lth.plan import plan
@@ -387,6 +388,21 @@ def test_early_bird_takes_the_units_of_small_scale(bench: Bench):
     order = bench.store.read(dense.run.end).params["2.weight"].abs().argsort()
     counts = bench.store.read(drawn)["1.weight"].sum(1)[order].tolist()
     assert counts == [0, 0, 10, 16, 16, 16, 16, 16] and bench.store.read(drawn).counts()["4.weight"] == 24
+
+
+def test_early_bird_takes_whole_channels(bench: Bench):
+    """With the channel pattern and a budget of channels half of the 8 units go, those of the smallest trained scale,
+    with what the output layer reads of them, though all its scores are equal."""
+    bench = dataclasses.replace(
+        bench, model=Normed(), criterion=EarlyBird(), branches={}, pattern=Channel("mean", budget="channels")
+    )
+    entries = bench.trainings(0.5)
+    half = bench.lab().prune(entries[0].run, bench.lab().dense_mask(), 0.5, "criterion", 1)
+    assert not bench.run([entries[0]], also=[half])
+    order = bench.store.read(entries[0].run.end).params["2.weight"].abs().argsort()
+    mask = bench.store.read(half)
+    assert mask["1.weight"].sum(1)[order].tolist() == [0] * 4 + [16] * 4
+    assert mask["4.weight"].sum(0)[order].tolist() == [0] * 4 + [3] * 4
 
 
 # Samples

@@ -213,8 +213,9 @@ def test_side_by_side_hides_none(shown):
     assert len(looks) == len({line.get_xdata()[0] for line in lines.values()}) == 14
     for name, line in lines.items():
         part = expected.loc[name].reset_index()
-        np.testing.assert_allclose(line.get_ydata(), 100 * part["mean"])
-        np.testing.assert_allclose(line.get_xdata(), 100 * (1 - part["sparsity"]), rtol=0.15)
+        x, y = (np.asarray(data, dtype=float) for data in (line.get_xdata(), line.get_ydata()))
+        np.testing.assert_allclose(y, 100 * part["mean"].astype(float))
+        np.testing.assert_allclose(x, 100 * (1 - part["sparsity"].astype(float)), rtol=0.15)
     assert f"below the axis: {names[3]} (down to 40.0%)" in caption(shown[0])
 
 
