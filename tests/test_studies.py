@@ -6,6 +6,7 @@ Their verdicts are checked on rows made by hand, where it is known what holds.
 import math
 from pathlib import Path
 
+import hydra
 import pandas as pd
 import pytest
 from rich.console import Console
@@ -71,6 +72,37 @@ def test_study_runs(study, tmp_path):
     assert all(v.evidence in " ".join(ran.out.split()) for v in verdicts)
     again = run_here(words, tmp_path)
     assert again.code == 0 and again.plan[1] == 0 and "measurements to do" not in again.out
+
+
+PAPER = sorted(path.stem for path in (CONF / "paper").glob("*.yaml"))
+FEW = (  # a few steps on data of the right shape, at one sparsity
+    "recipe.steps=4it recipe.eval_every=2it recipe.batch_size=20 replicates=1 prune=one_shot prune.sparsity=0.5 "
+    "wandb=disabled device=cpu device.workers=0 hydra.run.dir=out hydra.sweep.dir=out"
+)
+IMAGES = (
+    "dataset=fake dataset.num_classes=10 dataset.num_examples=100 dataset.num_val=20 dataset.num_test=20 "
+    "dataset.crop=4 dataset.flip=true"
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("study", PAPER)
+def test_study_of_the_papers_size_runs_for_a_few_steps(study, tmp_path):
+    """The paper's own networks, optimiser and schedule, on images of their shape that nobody has to download."""
+    with hydra.initialize_config_dir(str(CONF.parent), version_base="1.3"):
+        composed = hydra.compose("config", ["hydra/launcher=basic", f"study=paper/{study}"])
+    words = f"study=paper/{study} {FEW} "
+    words += IMAGES if "cifar" in composed.dataset._target_ else "dataset=mnist_5k"
+    if study in ("rewinding_stability", "linear_mode_connectivity", "landscape"):
+        words += " rewind.at=0it,2it"
+    words += " branch.stability.num_alphas=2 branch.stability.num_orders=2" if "stability" in composed.branch else ""
+    small = {"num_examples": 4, "num_steps": 2, "num_eigenvalues": 1, "num_vectors": 2, "num_directions": 1}
+    words += "".join(f" branch.landscape.{n}={v}" for n, v in small.items()) if study == "landscape" else ""
+    words += " branch.levels=all" if study != "rewind_or_finetune" else ""
+    ran = run_here(words, tmp_path)
+    assert ran.code == 0, ran.err
+    rows = analysis.load(tmp_path / "out")
+    assert len(rows) >= 3 and rows["diverged_step"].isna().all() and set(rows["study"]) == {study}
 
 
 @pytest.mark.slow
