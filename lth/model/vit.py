@@ -25,7 +25,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         heads = self.qkv(x).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # [3, n, head, token, size]
-        return self.out(scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2))
+        return self.out(scaled_dot_product_attention(heads[0], heads[1], heads[2]).transpose(1, 2).flatten(2))
 
 
 class _Network(nn.Module):
@@ -36,7 +36,8 @@ class _Network(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         patches = self.embed(x).flatten(2).transpose(1, 2)
-        return self.out(self.body(torch.cat([self.token.expand(len(x), -1, -1), patches], 1) + self.positions)[:, 0])
+        token = self.token.expand(patches.shape[0], -1, -1)
+        return self.out(self.body(torch.cat([token, patches], 1) + self.positions)[:, 0])
 
 
 @dataclass(frozen=True)
