@@ -7,6 +7,7 @@ import re
 import tarfile
 import threading
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -182,12 +183,8 @@ def mirror(tmp_path, monkeypatch):
 
 def test_two_at_once_download_once(tmp_path, mirror):
     """A sweep's processes wait for the one that downloads: one request, the same data, no lock left."""
-    found = []
-    threads = [threading.Thread(target=lambda: found.append(Cifar(num_val=7)(tmp_path / "data"))) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda _: Cifar(num_val=7)(tmp_path / "data"), range(2)))
     assert Mirror.asked == 1 and len({data.digest for data in found}) == 1 and len(found) == 2
     assert found[0].digest == Cifar(num_val=7)(tmp_path / "made").digest
     assert {path.name for path in (tmp_path / "data").iterdir()} == {"cifar-10-batches-py", "cifar-10-python.tar.gz"}
