@@ -340,19 +340,24 @@ def table_of(headers: Sequence[str], lines: Iterable[Sequence[str]]) -> Table:
 def compare(rows: pd.DataFrame, published: pd.DataFrame) -> Table:
     """Ours beside the published numbers (experiments/published) at the same setting, branch and sparsity: within 1% of
     the weights that remain, since papers round them. "within": is our mean as near as the source's tolerance?"""
-    lines = []
-    for metric, part in published[published["metric"].isin(METRICS[:2])].groupby("metric", sort=False):
-        ours = curve(rows, str(metric))
+    stack = Table.grid()
+    for (source, metric), part in published[published["metric"].isin(METRICS[:2])].groupby(["source", "metric"]):
+        ours, lines = curve(rows, str(metric)), []
         for theirs in part.to_dict("records"):
             here = (ours["setting"] == theirs["setting"]) & (ours["branch"] == theirs["branch"]) & (ours["n"] > 0)
             near = abs(theirs["sparsity"] - ours["sparsity"]) <= 0.01 * (1 - ours["sparsity"])
             for mine in ours[here & near].to_dict("records"):
                 within = "yes" if abs(mine["mean"] - theirs["mean"]) <= theirs["tolerance"] else "no"
                 measured = (*(points(one["mean"], one["half"]) for one in (theirs, mine)), str(mine["n"]))
-                words = (mine["setting"], mine["branch"], str(metric).replace("_", " "), weights(mine["sparsity"]))
-                lines.append((theirs["source"], *words, *measured, f"{within} ({100 * theirs['tolerance']:.1f})"))
-    headers = ("source", "setting", "branch", "metric", "weights left", "published %", "ours %", "n", "within points")
-    return table_of(headers, lines)
+                name = " ".join(filter(None, (mine["setting"], mine["branch"])))
+                lines.append(
+                    (name, weights(mine["sparsity"]), *measured, f"{within} ({100 * theirs['tolerance']:.1f})")
+                )
+        if lines:
+            one = table_of(("", "weights left", "published %", "ours %", "n", "within points"), lines)
+            one.title, one.title_justify = Text(f"{source}: {str(metric).replace('_', ' ')}"), "left"
+            stack.add_row(one)
+    return stack
 
 
 def curves(rows: pd.DataFrame) -> pd.DataFrame:

@@ -76,13 +76,16 @@ def figure(rows: pd.DataFrame, metric: str, published: Published = None) -> Figu
         axes.remove()
     for axes in panels[::columns]:
         axes.set_ylabel(label)
-    scaled = theirs.assign(mean=theirs["mean"] * 100.0, half=theirs["half"] * 100.0) if accuracy else theirs
-    drawn = pd.concat([lines, scaled[["branch", "sparsity", "mean", "half"]]]) if len(scaled) else lines
+    scaled = theirs.assign(mean=theirs["mean"] * 100.0) if accuracy else theirs
+    drawn = pd.concat([lines, scaled[["branch", "sparsity", "mean"]]]) if len(scaled) else lines
     caption = _caption(lines, rows) + _limit(panels[0], drawn, accuracy)
     fig.supxlabel(textwrap.fill(caption, int(width * columns * 14)), fontsize=8, color=INK)
     entries = {str(line.get_label()): line for axes in panels[: len(settings)] for line in axes.get_lines()}
+    entries = {label: line for label, line in entries.items() if not label.startswith("_")}
     if entries:
-        fig.legend(entries.values(), entries.keys(), loc="outside upper center", ncols=4, frameon=False, fontsize=9)
+        fits = max(1, int(width * columns / (0.7 + 0.075 * max(map(len, entries)))))
+        look = {"ncols": min(4, fits), "frameon": False, "fontsize": 9}
+        fig.legend(entries.values(), entries.keys(), loc="outside upper center", **look)
     return fig
 
 
@@ -295,11 +298,13 @@ def _draw(axes: Axes, lines: pd.DataFrame, styles: dict[str, tuple[str, str]]) -
 
 
 def _draw_published(axes: Axes, theirs: pd.DataFrame, styles: dict[str, tuple[str, str]], scale: float) -> None:
-    """Hollow marks and a dotted line, in the colour of the same branch of ours."""
+    """Hollow marks and a dotted line, in the colour of the same branch of ours; an interval from n=3 on, since that of
+    two values is wider than the figure."""
     for (source, branch), part in theirs.groupby(["source", "branch"], sort=False) if len(theirs) else ():
         colour, marker = styles.get(str(branch), (INK, "o"))
         part = part.sort_values("sparsity")
-        left, mean, half = 100 * (1 - part["sparsity"]), scale * part["mean"], scale * part["half"].fillna(0)
+        left, mean = 100 * (1 - part["sparsity"]), scale * part["mean"]
+        half = scale * part["half"].where(part["n"] >= 3).fillna(0)
         look = {"color": colour, "marker": marker, "markerfacecolor": "none", "markersize": 6, "linewidth": 0.8}
         axes.errorbar(left, mean, half, linestyle=":", capsize=2, zorder=5, **look)
         axes.plot([], [], linestyle=":", label=f"{branch}: {source}", **look)  # its legend, without the bars

@@ -125,7 +125,8 @@ def test_published_stands_beside_ours(study):
     low, high = figure.axes[0].get_ylim()
     assert low < 96.98 and high > 98.33
     words = shown(analysis.compare(rows, found)).split("\n")
-    lines = [" ".join(line.split()) for line in words if "early stop" in line]
+    assert words[0].strip() == "kowshikgunda71/repro-lottery-ticket: early stop test accuracy"
+    lines = [" ".join(line.split()) for line in words if "(0.3)" in line]
     assert len(lines) == 3  # dense, 80.0% and 51.2%, which they call 51.3%
     assert [line.endswith(("yes (0.3)", "no (0.3)")) for line in lines] == [True] * 3
     within = [line.split()[-2] for line in lines]
