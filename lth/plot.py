@@ -83,7 +83,7 @@ def figure(rows: pd.DataFrame, metric: str, published: Published = None) -> Figu
     entries = {str(line.get_label()): line for axes in panels[: len(settings)] for line in axes.get_lines()}
     entries = {label: line for label, line in entries.items() if not label.startswith("_")}
     if entries:
-        fits = max(1, int(width * columns / (0.7 + 0.075 * max(map(len, entries)))))
+        fits = max(1, int(width * columns / (0.7 + 0.065 * max(map(len, entries)))))
         look = {"ncols": min(4, fits), "frameon": False, "fontsize": 9}
         fig.legend(entries.values(), entries.keys(), loc="outside upper center", **look)
     return fig
