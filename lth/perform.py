@@ -120,9 +120,9 @@ def _pursue(stages: list[Stage], store: Store, context: Context, tell: Tell, eve
 
 def _pack(state: TrainState, history: History, seconds: float, moved: dict[str, Tensor]) -> tuple[dict, dict]:
     tensors, meta = state.pack()
-    best = {f"best:{name}": tensor for name, tensor in history.best.items()}
-    best |= {f"movement:{name}": tensor.cpu() for name, tensor in moved.items()}
-    return tensors | best, meta | {"points": history.points, "best_step": history.best_step, "seconds": seconds}
+    beside = {f"best:{name}": tensor for name, tensor in history.best.items()}
+    beside |= {f"movement:{name}": tensor.cpu() for name, tensor in moved.items()}
+    return tensors | beside, meta | {"points": history.points, "best_step": history.best_step, "seconds": seconds}
 
 
 def _movement(tensors: dict) -> dict[str, Tensor]:

@@ -222,19 +222,17 @@ def by_layer(
     """
     fig = Figure(figsize=(10.0, 4.4), layout="constrained")
     left, right = fig.subplots(1, 2)
-    looks = [(TICKET, "o"), *CONTROLS]
+    looks = [(TICKET, "o"), *CONTROLS] * (1 + layers["layer"].nunique() // len(CONTROLS))
 
-    def draw(axes: Axes, values: pd.Series, faint: pd.Series | None, label: str, look: tuple[str, str]) -> None:
+    def draw(axes: Axes, values: pd.Series, faint: pd.Series, label: str, look: tuple[str, str]) -> None:
         axes.plot(100 * (1 - values.index), 100 * values, color=look[0], marker=look[1], markersize=4, label=label)
-        if faint is not None:
-            axes.plot(100 * (1 - faint.index), 100 * faint, color=look[0], linestyle=":", linewidth=1)
+        axes.plot(100 * (1 - faint.index), 100 * faint, color=look[0], linestyle=":", linewidth=1)
 
-    for (_, layer), part in layers.groupby(["place", "layer"]):
-        means_of = part.groupby("sparsity")
-        kept = 1 - means_of["layer_sparsity"].mean()
-        effective = "layer_effective_sparsity" in part and 1 - means_of["layer_effective_sparsity"].mean()
-        place = int(part["place"].iloc[0])
-        draw(left, kept, None if effective is False else effective, str(layer), looks[place % len(looks)])
+    if "layer_effective_sparsity" not in layers:  # of a network that lth.graph cannot follow
+        layers = layers.assign(layer_effective_sparsity=math.nan)
+    for look, ((_, layer), part) in zip(looks, layers.groupby(["place", "layer"]), strict=False):
+        kept = 1 - part.groupby("sparsity")[["layer_sparsity", "layer_effective_sparsity"]].mean()
+        draw(left, kept["layer_sparsity"], kept["layer_effective_sparsity"], str(layer), look)
     for look, (prefix, name) in zip(looks, overlaps.items(), strict=False):
         grouped = rows.dropna(subset=[f"{prefix}_jaccard"]).groupby("sparsity")
         draw(right, grouped[f"{prefix}_jaccard"].mean(), grouped[f"{prefix}_chance"].mean(), name, look)

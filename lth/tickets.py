@@ -84,8 +84,6 @@ class Lab:
     def __post_init__(self) -> None:
         if self.when == "init" and getattr(self.criterion, "needs_training", False):
             raise ValueError(f"criterion={name_of(self.criterion)} needs a trained network; prune.when=init has none")
-        if hasattr(self.rewind, "span") and (self.when == "init" or "movement" in getattr(self.criterion, "reads", ())):
-            raise ValueError("rewind=gradual prunes within a training: prune.when=trained, and no criterion=movement")
 
     def seed(self, *names: str | int) -> int:
         return seeds.seed(self.base_seed, self.replicate, *names)
@@ -112,11 +110,8 @@ class Lab:
         return dense_mask(model=self.model, data=self.data)
 
     def pruned(self, run: Run) -> Stage:
-        """The state that masks are drawn from after `run`: its end; prune.when=init: the origin; within a training:
-        where the dense run is left."""
-        if hasattr(self.rewind, "span") and run.mask is None:
-            return run.at(self.rewind.step(self.recipe))
-        return self.origin if self.when == "init" else run.end
+        """The state that masks are drawn from after `run`: what it leaves, or, prune.when=init, the origin."""
+        return self.origin if self.when == "init" else self.rewind.leaves(run)
 
     def prune(self, run: Run, mask: Stage, sparsity: float, *names: str | int) -> Stage:
         """The mask inside `mask` that the criterion and the pattern draw after `run`, with a named seed.
@@ -138,16 +133,14 @@ def iterative(lab: Lab, sparsities: list[float], levels: Container[int] | None =
     A branch that a level shares with an earlier one, as the dense network in another data order, is there once.
     """
     rewind = lab.rewind
-    k, num_steps = rewind.step(lab.recipe), rewind.num_steps(lab.recipe)
     dense = lab.run(lab.origin, None, int(lab.recipe.steps))
     yield Entry(lab.replicate, 0, "dense", 0.0, 0, dense.result, run=dense)
 
     mask, run, seen = lab.dense_mask(), dense, set()
     for level, sparsity in enumerate(sparsities, start=1):
-        if hasattr(rewind, "span"):
-            k, num_steps = rewind.span(lab.recipe, level, len(sparsities))
-        mask = lab.prune(run, mask, sparsity, "criterion", level)
-        ticket = Ticket(level, sparsity, mask, rewind(dense, run.end), k, num_steps, dense, lab.pruned(run))
+        k, num_steps = rewind.span(lab.recipe, level, len(sparsities))
+        mask, start = lab.prune(run, mask, sparsity, "criterion", level), rewind(dense, rewind.leaves(run))
+        ticket = Ticket(level, sparsity, mask, start, k, num_steps, dense, lab.pruned(run))
         run = lab.train(ticket)
         yield Entry(lab.replicate, level, "ticket", sparsity, k, run.result, run=run, ticket=ticket)
         for name, branch in lab.branches.items() if levels is None or level in levels else ():

@@ -283,16 +283,17 @@ def test_rewind(path, bench: Bench, tmp_path, monkeypatch):
     save_file(Mlp([8])((1, 4, 4), 3).state_dict(), FILLED["source"])
     bench.recipe, bench.rewind, bench.branches = Recipe("Adam", 0.01, 20, 120, 60), made(path), {}
     recipe = bench.lab().recipe
-    k, num_steps = bench.rewind.step(recipe), bench.rewind.num_steps(recipe)
-    assert 0 <= k <= 120 and num_steps >= 1 and (k + num_steps == 120 or k == 120 or hasattr(bench.rewind, "span"))
+    spans = [bench.rewind.span(recipe, level, 2) for level in (1, 2)]
+    k, num_steps = spans[-1]
+    assert 0 <= k <= 120 and num_steps >= 1 and (k + num_steps == 120 or k == 120)  # the last one to the end, or on
+    assert spans[0][0] == bench.rewind.step(recipe) and spans[0][1] == bench.rewind.num_steps(recipe)
     entries = bench.trainings(0.36)
     bench.run(entries)
     before = {p: p.read_bytes() for p in bench.store.root.rglob("value.*")}
     dense = entries[0].run
     for parent, entry in pairwise(entries):
         start = value(entry.run.start, bench.store, bench.context)
-        if hasattr(bench.rewind, "span"):
-            k, num_steps = bench.rewind.span(recipe, entry.level, 2)
+        k, num_steps = spans[entry.level - 1]
         assert entry.run.num_steps == num_steps and entry.rewind_step == k
         states = [value(stage, bench.store, bench.context) for stage in (dense.start, parent.run.end)]
         states += [bench.store.read(dense.at(k))] if k and bench.store.present(dense.at(k).key) else []

@@ -15,4 +15,4 @@ from dataclasses import dataclass
 class OneShot:
     def __call__(self, ticket, lab):
         mask = lab.prune(ticket.dense, lab.dense_mask(), ticket.sparsity, "criterion", 1)
-        return lab.run(lab.rewind(ticket.dense, ticket.dense.end), mask, ticket.num_steps)
+        return lab.run(lab.rewind(ticket.dense, lab.rewind.leaves(ticket.dense)), mask, ticket.num_steps)

@@ -3,6 +3,7 @@ https://arxiv.org/abs/2011.14439, in their lottery-ticket notebook). Of the surv
 
 from dataclasses import dataclass
 
+from lth.prune import ladder
 from lth.prune.rounds import Rounds
 
 
@@ -13,7 +14,4 @@ class Linear(Rounds):
     num_rounds: int = 10
 
     def __call__(self) -> list[float]:
-        """Sparsity of levels 1 to n, the last one exact; steps too small for 12 digits are left out."""
-        n = self.num_rounds
-        levels = {round(self.sparsity * level / n, 12) for level in range(1, n)}
-        return [*sorted(s for s in levels if 0 < s < self.sparsity), *([float(self.sparsity)] if self.sparsity else [])]
+        return ladder(self.sparsity, self.num_rounds, lambda t: self.sparsity * t)

@@ -8,6 +8,7 @@ every level, as the paper's equation 1 with s_i = 0.
 
 from dataclasses import dataclass
 
+from lth.prune import ladder
 from lth.prune.rounds import Rounds
 
 
@@ -18,7 +19,4 @@ class Polynomial(Rounds):
     num_rounds: int = 10
 
     def __call__(self) -> list[float]:
-        """Sparsity of levels 1 to n, the last one exact; steps too small for 12 digits are left out."""
-        n = self.num_rounds
-        levels = {round(self.sparsity * (1 - (1 - t / n) ** 3), 12) for t in range(1, n)}
-        return [*sorted(s for s in levels if 0 < s < self.sparsity), *([float(self.sparsity)] if self.sparsity else [])]
+        return ladder(self.sparsity, self.num_rounds, lambda t: self.sparsity * (1 - (1 - t) ** 3))

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from lth.prune import check_levels, check_schedule
+from lth.prune import check_levels, check_schedule, ladder
 
 
 @dataclass(frozen=True)
@@ -21,9 +21,4 @@ class Rounds:
         check_levels(self.num_rounds, f"prune.num_rounds={self.num_rounds}")
 
     def __call__(self) -> list[float]:
-        """Sparsity of levels 1 to n, the last one exact; steps too small for 12 digits are left out."""
-        if self.sparsity == 0:
-            return []
-        n = self.num_rounds
-        levels = {round(1 - (1 - self.sparsity) ** (level / n), 12) for level in range(1, n)}
-        return [*sorted(level for level in levels if 0 < level < self.sparsity), float(self.sparsity)]
+        return ladder(self.sparsity, self.num_rounds, lambda t: 1 - (1 - self.sparsity) ** t)

@@ -3,9 +3,9 @@
     .origin(lab)         Stage of the state that the dense network itself begins with
     .step(recipe)        rewind step k: the step of the schedule at which their training goes on
     .num_steps(recipe)   how many steps it takes: recipe.steps - k, but for fine-tuning
-    (dense, trained)     Stage of the TrainState they restart from, given the dense run and the trained state's stage
-    .span(recipe, level, num_levels)   where all levels are parts of one training: k and number of steps of a level,
-                         whose mask is then drawn from the state that it starts from
+    .span(recipe, level, num_levels)   both, of one level: the same at all levels, but where levels share one training
+    .leaves(run)         Stage of the state from which the mask of the next level is drawn: the end of a run, but there
+    (dense, trained)     Stage of the TrainState they restart from, given the dense run and what a run leaves
 
 A rewind that does not depend on the trained weights names a state of the dense run, so all levels, criteria and rewind
 points of a replicate share its one training, and `early` at step 0 is `init`.
@@ -27,6 +27,16 @@ def fresh(rewind: Any, lab: Any) -> Stage:
 def remaining(rewind: Any, recipe: Any) -> int:
     """The steps that the schedule still holds: T - k (Frankle et al. 2019, https://arxiv.org/abs/1903.01611)."""
     return int(recipe.steps) - rewind.step(recipe)
+
+
+def throughout(rewind: Any, recipe: Any, level: int, num_levels: int) -> tuple[int, int]:
+    """(k, number of steps), the same at all levels."""
+    return rewind.step(recipe), rewind.num_steps(recipe)
+
+
+def at_end(rewind: Any, run: Any) -> Stage:
+    """The trained state."""
+    return run.end
 
 
 def step_of(at: int | str, recipe: Any, name: str = "rewind.at") -> int:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from lth.rewind import check_optimizer, fresh, remaining, restart, step_of
+from lth.rewind import at_end, check_optimizer, fresh, remaining, restart, step_of, throughout
 
 
 @dataclass(frozen=True)
@@ -17,6 +17,8 @@ class Early:
 
     origin = fresh
     num_steps = remaining
+    span = throughout
+    leaves = at_end
 
     def step(self, recipe):
         return step_of(self.at, recipe)

@@ -20,7 +20,11 @@ class Gradual:
     begin: int | str
     every: int | str
 
-    origin = fresh
+    def origin(self, lab):
+        """That of the others. Raises ValueError for what only a whole training could say."""
+        if lab.when == "init" or "movement" in getattr(lab.criterion, "reads", ()):
+            raise ValueError("rewind=gradual prunes within a training: prune.when=trained, and no criterion=movement")
+        return fresh(self, lab)
 
     def step(self, recipe):
         return step_of(self.begin, recipe, "rewind.begin")
@@ -39,5 +43,8 @@ class Gradual:
         k = begin + (level - 1) * every
         return k, every if level < num_levels else steps - k
 
+    def leaves(self, run):
+        return run.at(self.step(run.recipe)) if run.mask is None else run.end
+
     def __call__(self, dense, trained):
-        return dense.at(self.step(dense.recipe)) if trained.key == dense.end.key else trained
+        return trained

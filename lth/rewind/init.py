@@ -2,13 +2,15 @@
 
 from dataclasses import dataclass
 
-from lth.rewind import fresh, remaining
+from lth.rewind import at_end, fresh, remaining, throughout
 
 
 @dataclass(frozen=True)
 class Init:
     origin = fresh
     num_steps = remaining
+    span = throughout
+    leaves = at_end
 
     def step(self, recipe):
         return 0

@@ -4,7 +4,7 @@ https://arxiv.org/abs/1903.01611)."""
 import math
 from dataclasses import dataclass
 
-from lth.rewind import check_optimizer, fresh, remaining, restart
+from lth.rewind import at_end, check_optimizer, fresh, remaining, restart, throughout
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,8 @@ class Late:
 
     origin = fresh
     num_steps = remaining
+    span = throughout
+    leaves = at_end
 
     def step(self, recipe):
         k = math.floor(self.fraction * recipe.steps + 1e-9)  # 0.29 * 100 is 28.999999999999996

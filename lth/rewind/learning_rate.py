@@ -3,7 +3,7 @@ https://arxiv.org/abs/2003.02389, section 3)."""
 
 from dataclasses import dataclass
 
-from lth.rewind import check_optimizer, fresh, moved, remaining, step_of
+from lth.rewind import at_end, check_optimizer, fresh, moved, remaining, step_of, throughout
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,8 @@ class LearningRate:
 
     origin = fresh
     num_steps = remaining
+    span = throughout
+    leaves = at_end
 
     def step(self, recipe):
         return step_of(self.at, recipe)

@@ -4,7 +4,7 @@ https://arxiv.org/abs/1506.02626), the comparison of Renda et al. 2020 (https://
 from dataclasses import dataclass
 
 from lth.recipe import num_steps
-from lth.rewind import check_optimizer, fresh, moved
+from lth.rewind import at_end, check_optimizer, fresh, moved, throughout
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,8 @@ class Keep:
         check_optimizer(self.optimizer)
 
     origin = fresh
+    span = throughout
+    leaves = at_end
 
     def step(self, recipe):
         return int(recipe.steps)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from lth.data import Source
 from lth.perform import Context
-from lth.rewind import moved, remaining
+from lth.rewind import at_end, moved, remaining, throughout
 from lth.stage import Diverged, Stage, task
 from lth.store import Store, StoreError
 from lth.train import TrainState, result, state_at
@@ -110,6 +110,8 @@ class Pretrained:
     store: str = field(metadata={"key": False})
 
     num_steps = remaining
+    span = throughout
+    leaves = at_end
 
     def step(self, recipe):
         return 0
