@@ -13,6 +13,7 @@ from lth.data import Split
 from lth.landscape import Product, hessian_extremes, hessian_product, hessian_trace, lanczos, sharpness
 from lth.mask import Mask
 from lth.model.mlp import Mlp
+from lth.model.vit import Vit
 from lth.seeds import generator
 
 
@@ -421,3 +422,21 @@ def test_nothing_about_the_model_changes():
     assert all(torch.equal(a, b) if isinstance(a, Tensor) else a == b for a, b in zip(before, after, strict=True))
     assert all(a is b.grad for a, b in zip(grads, model.parameters(), strict=True))
     assert relative(columns(product, dim), explicit(model, half(model))) < 1e-12
+
+
+def test_attention_has_a_hessian():
+    """Through scaled_dot_product_attention, whose fused form has no second derivative: H v is the difference quotient
+    of gradients, by the network's own backward pass."""
+    torch.manual_seed(0)
+    network = Vit(4, 6, 1, 2)((1, 4, 8), 3).double()
+    split = Split(torch.randn(5, 1, 4, 8, dtype=torch.float64), torch.tensor([0, 1, 2, 1, 0]))
+    product, dim = hessian_product(network, None, split)
+    v, ends = torch.randn(dim, dtype=torch.float64), []
+    for sign in (1, -1):
+        moved = copy.deepcopy(network)
+        with torch.no_grad():
+            step = torch.nn.utils.parameters_to_vector(network.parameters()) + sign * 1e-7 * v
+            torch.nn.utils.vector_to_parameters(step, moved.parameters())
+        cross_entropy(moved(split.x), split.y).backward()
+        ends.append(torch.cat([parameter.grad.reshape(-1) for parameter in moved.parameters()]))
+    torch.testing.assert_close(product(v), (ends[0] - ends[1]) / 2e-7, rtol=1e-5, atol=1e-6)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import Bench
 
+from lth.branch.one_shot import OneShot
 from lth.criterion.magnitude import Magnitude
 from lth.criterion.movement import Movement
 from lth.perform import value
@@ -66,6 +67,15 @@ def test_gradual_pruning_is_one_training(bench: Bench):
         assert mask.num_kept == round((1 - 0.6 * (1 - (1 - level / 3) ** 3)) * mask.num_total)
         before = entry.run.end
     assert end.step == dense.num_steps == 40
+
+
+def test_one_shot_beside_gradual_pruning_leaves_dense_at_the_same_step(bench: Bench):
+    """Its mask is drawn, and it goes on, where the first level does: at the state of step 10, not at the end."""
+    bench.recipe, bench.rewind, bench.branches = Recipe("Adam", 0.01, 20, 40, 10), Gradual(10, 7), {"it": OneShot()}
+    entries = list(iterative(bench.lab(), [0.1, 0.3]))
+    state = entries[0].run.at(10)
+    for entry in (entry for entry in entries if entry.branch == "it"):
+        assert entry.run.start.key == state.key == entry.run.mask.inputs["state"].key
 
 
 def test_gradual_pruning_without_a_mask_is_the_dense_training(bench: Bench):

@@ -133,6 +133,25 @@ def test_published_stands_beside_ours(study):
     assert within == ["yes", "yes", "no"]  # 98.0 beside 98.05, 98.1 beside 98.11, 98.35 beside 98.04
 
 
+def test_two_trials_are_drawn_without_an_interval(study):
+    """The t interval of two values would be all that one sees; that of three is drawn. Every label is a name."""
+    rows = analysis.load(study)
+    theirs = {
+        "setting": "",
+        "metric": "test_accuracy",
+        "mean": 0.98,
+        "half": 0.05,
+        "tolerance": 0.01,
+        "branch": "ticket",
+    }
+    made = [theirs | {"source": f"n={n}", "sparsity": 0.1 * n, "n": float(n)} for n in (2, 3)]
+    figure = plot.figure(rows, "test_accuracy", pd.DataFrame(made))
+    bars = {bar.lines[0].get_xdata()[0]: bar.lines[2][0].get_segments()[0] for bar in figure.axes[0].containers}
+    spans = {round(float(left)): float(segment[1][1] - segment[0][1]) for left, segment in bars.items()}
+    assert spans == pytest.approx({80: 0.0, 70: 10.0})
+    assert not any(text.get_text().startswith("_") for text in figure.legends[0].get_texts())
+
+
 def test_one_job_of_another_setting_and_nothing_is_drawn(study):
     """A setting whose jobs differ from the published one in anything, or say nothing of themselves, has no numbers."""
     rows = analysis.load(study)
