@@ -5,6 +5,7 @@ import resource
 import shlex
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 from unittest.mock import patch
 
@@ -275,6 +276,7 @@ def test_missing_data_without_network_is_refused(cwd, monkeypatch, dataset, way)
     """A data set that is neither in data_dir nor to be downloaded names data_dir, and leaves no folder."""
     import torchvision.datasets
 
+    monkeypatch.setattr(urllib.request, "_opener", None)  # urllib keeps its first one, with the proxies of that moment
     for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
         monkeypatch.delenv(name)
     if way == "dead proxy":

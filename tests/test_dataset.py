@@ -32,6 +32,7 @@ FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3
 def no_proxy(monkeypatch):
     """A proxy of the machine that runs the tests would answer for a mirror."""
     monkeypatch.setattr(urllib.request, "getproxies", dict)
+    monkeypatch.setattr(urllib.request, "_opener", None)  # urllib keeps its first one, with the proxies of that moment
 
 
 def write_idx(path: Path, array: np.ndarray) -> None:

@@ -41,6 +41,7 @@ from lth.perform import Context
 def no_proxy(monkeypatch):
     """A proxy of the machine that runs the tests would answer for a mirror."""
     monkeypatch.setattr(urllib.request, "getproxies", dict)
+    monkeypatch.setattr(urllib.request, "_opener", None)  # urllib keeps its first one, with the proxies of that moment
 
 
 def examples(num: int, num_classes: int, *shape: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
