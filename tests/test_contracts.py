@@ -325,6 +325,8 @@ MODELS = [pytest.param(p, marks=[pytest.mark.slow] if p.stem in HEAVY else [], i
 def test_model(path, shape):
     """A plain network with logits a class and prunable weights, in the order in which they act, each with a finite
     gradient in float32 and under bfloat16 autocast; weights are drawn from torch's seed alone, and so is a pass."""
+    if path.stem == "resnet_50":
+        shape = (shape[0], 64, 64)  # its stem shrinks 32-fold, and 50 batch norms over 4 values explode (CI saw inf)
     built = []
     for _ in range(2):
         torch.manual_seed(4)
