@@ -106,7 +106,8 @@ def build(cfg: DictConfig, settings: DictConfig) -> Job:
         sparsities, entries = prune(), []
         for replicate in range(config["replicates"]):
             plugins = criterion, pattern, rewind, branches
-            lab = Lab(model, source, recipe, *plugins, device.kind, config["seed"], replicate, prune.when)
+            seeds = config["seed"], replicate
+            lab = Lab(model, source, recipe, *plugins, device.kind, *seeds, prune.when, device.numerics)
             entries += iterative(lab, sparsities, chosen_levels(levels, sparsities))
         entries.sort(key=lambda entry: entry.level)  # stable: level, replicate, branch, as they are computed
     except (ValueError, StoreError) as error:

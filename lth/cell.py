@@ -137,7 +137,7 @@ def _estimate(todo: Plan, context: Context, workers: int) -> str:
         return ""
     kinds, seconds, size = {}, 0.0, 0.0
     for run in todo.trainings:
-        kind = digest(describe([run.model, run.data, run.recipe.optimizer, run.recipe.batch_size]))
+        kind = digest(describe([run.model, run.data, run.recipe.optimizer, run.recipe.batch_size, run.numerics]))
         if kind not in kinds:
             kinds[kind] = measure_step(run, context)
         seconds += kinds[kind][0] * run.num_steps / max(1, workers)

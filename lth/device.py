@@ -1,9 +1,12 @@
-"""Device: where to compute, and with how many workers. Only its class (cpu, cuda, mps) is in a key."""
+"""Device: where to compute, in what numbers, and with how many workers. Its class (cpu, cuda, mps) and its numerics are
+in a key, the rest is not."""
 
 import os
 from dataclasses import dataclass
 
 import torch
+
+from lth.numerics import KINDS
 
 
 @dataclass(frozen=True)
@@ -12,11 +15,13 @@ class Device:
 
     workers: processes that train side by side, each with one intra-op thread, so that results do not depend on their
     number; auto: one a core on a CPU, one on a GPU; 0: none, everything in this process, for debuggers.
+    numerics: of training and of its evaluation: reference, bf16, or on a GPU fp16 (lth/numerics.py).
     """
 
     kind: str = "auto"
     index: int = 0
     workers: int | str = "auto"
+    numerics: str = "reference"
 
     def __post_init__(self) -> None:
         available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
@@ -31,6 +36,10 @@ class Device:
         if self.kind == "auto":
             found = "cuda" if available["cuda"] else "mps" if available["mps"] else "cpu"
             object.__setattr__(self, "kind", found)
+        if self.numerics not in KINDS:
+            raise ValueError(f"device.numerics={self.numerics} is not one of: {', '.join(KINDS)}")
+        if self.numerics == "fp16" and self.kind != "cuda":
+            raise ValueError(f"device.numerics=fp16 is for device=cuda, this is {self.kind}; use bf16 or reference")
         if self.workers == "auto":
             object.__setattr__(self, "workers", num_cores() if self.kind == "cpu" else 1)
 

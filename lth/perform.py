@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lth.data import Data, Source
 from lth.mask import prunable
+from lth.numerics import applied
 from lth.stage import Diverged, Stage, Tensors, substitute
 from lth.store import Store
 from lth.train import History, Run, TrainState, measure, movement, result, train, unit_of
@@ -32,12 +33,12 @@ class Context:
             self._resident[source.digest] = self.raw[source.digest].normalised(self.device)
         return self._resident[source.digest]
 
-    def model(self, model: Any, source: Source) -> nn.Module:
+    def model(self, model: Any, source: Source, numerics: str = "reference") -> nn.Module:
         """A network of the configured model on the device. The global generator is left as it was."""
         with torch.random.fork_rng(devices=[]):
             network: Any = model(source.input_shape, source.num_classes).to(self.device)
         network.input_shape = source.input_shape
-        return network
+        return applied(network, numerics)
 
 
 class _DivergedError(Exception):
@@ -79,7 +80,7 @@ def _pursue(stages: list[Stage], store: Store, context: Context, tell: Tell, eve
     run: Any = substitute(named, lambda stage: value(stage, store, context))
     wanted = {stage.inputs["step"]: stage for stage in stages if "step" in stage.inputs}
     results, movements = ([s for s in stages if s.task is task] for task in (result, movement))
-    data, model = context.data(run.data), context.model(run.model, run.data)
+    data, model = context.data(run.data), context.model(run.model, run.data, run.numerics)
     start, before, spent, first = run.start, History(), 0.0, run.start.step
     stop = first + (run.num_steps if results or movements else max(wanted))
     moved = {name: torch.zeros_like(weight) for name, weight in prunable(model).items()} if movements else {}

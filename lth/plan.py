@@ -110,7 +110,7 @@ def _missing(stage: Stage, unit_names: dict[str, str | None]) -> set[str]:
 def measure_step(run: Run, context: Context) -> tuple[float, int]:
     """(seconds a step, bytes of a state) of a run's kind, measured on a fresh network: what the plan estimates with."""
     torch.set_num_threads(1)
-    data, model = context.data(run.data), context.model(run.model, run.data)
+    data, model = context.data(run.data), context.model(run.model, run.data, run.numerics)
     mask = Mask.dense(model)
     start, state = TrainState.of(model), None
     for num_steps in (3, 10):  # the first ones warm up

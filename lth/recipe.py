@@ -4,6 +4,9 @@ Numbers of steps are whole numbers of minibatches; "500it" and "2ep" (epochs of 
 batch dropped) are accepted and resolved before anything is named by them.
 
     rate(step) = lr * schedule(step / steps) * min(1, (step + 1) / warmup)
+
+What is minimised is the cross-entropy of labels of which `label_smoothing` is spread evenly over all classes (Szegedy
+et al. 2016, https://arxiv.org/abs/1512.00567).
 """
 
 import dataclasses
@@ -54,6 +57,27 @@ class Cosine:
         return (1 + math.cos(math.pi * step / steps)) / 2
 
 
+@dataclass(frozen=True)
+class OneCycle:
+    """Linear from `start` up to 1 at the fraction `peak` of training, linear down to `end` (Smith & Topin 2018,
+    https://arxiv.org/abs/1708.07120, without its cycle of the momentum)."""
+
+    start: float
+    peak: float
+    end: float
+
+    def __post_init__(self) -> None:
+        for name in ("start", "peak", "end"):
+            if not (isinstance(getattr(self, name), int | float) and 0 <= getattr(self, name) <= 1):
+                raise ValueError(f"recipe.schedule.{name}={getattr(self, name)} must be in [0, 1]")
+
+    def __call__(self, step: int, steps: int) -> float:
+        top = self.peak * steps
+        if step < top:
+            return self.start + (1 - self.start) * step / top
+        return 1 - (1 - self.end) * (step - top) / (steps - top)
+
+
 def num_steps(text: int | str, per_epoch: int, name: str) -> int:
     """Whole steps of "500it", "2ep" or 500. Raises ValueError naming `name` for anything else."""
     match = re.fullmatch(r"(\d+)(it|ep)?", str(text))
@@ -69,6 +93,12 @@ class Recipe:
     optimizer: a class of torch.optim; options: its arguments beside lr (momentum, weight_decay, ...).
     lr: > 0. batch_size: 1 to the size of the training split. steps: >= 1. warmup: 0 to steps, linear.
     eval_every: steps between evaluations on the validation split, among which early stopping chooses.
+    label_smoothing: in [0, 1), 0 is none. clip: > 0, the largest L2 norm of the gradient of the survivors, a longer one
+    is scaled down to it (Pascanu et al. 2013, https://arxiv.org/abs/1211.5063); null is none.
+    ema: in [0, 1), the decay of an exponential moving average of weights and batch norm statistics, a <- ema * a +
+    (1 - ema) * w after each step. The average is what is evaluated; training, masks and rewinding go by the weights
+    themselves. 0 is none. accumulate: parts that a batch is worked on in, one after another, for want of memory; it
+    divides batch_size. Batch norm then sees a part at a time, else the step is the same.
     per_epoch: steps of an epoch, set by `on`.
     """
 
@@ -80,6 +110,10 @@ class Recipe:
     schedule: Schedule = field(default_factory=Constant)
     warmup: int | str = 0
     options: dict[str, Any] = field(default_factory=dict)
+    label_smoothing: float = 0.0
+    clip: float | None = None
+    ema: float = 0.0
+    accumulate: int = 1
     per_epoch: int = 0
 
     def on(self, num_train: int) -> "Recipe":
@@ -99,6 +133,13 @@ class Recipe:
             raise ValueError(f"recipe.steps={self.steps} and recipe.eval_every={self.eval_every} must be at least 1it")
         if warmup > steps:
             raise ValueError(f"recipe.warmup={self.warmup} is past the end of training (recipe.steps={steps})")
+        for name in ("label_smoothing", "ema"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"recipe.{name}={getattr(self, name)} must be in [0, 1)")
+        if self.clip is not None and not self.clip > 0:
+            raise ValueError(f"recipe.clip={self.clip} must be above 0, or null for no clipping")
+        if self.accumulate < 1 or self.batch_size % self.accumulate:
+            raise ValueError(f"recipe.accumulate={self.accumulate} must divide recipe.batch_size={self.batch_size}")
         schedule = self.schedule
         if isinstance(schedule, Step):
             drops = [num_steps(drop, per_epoch, "recipe.schedule.drops") for drop in schedule.drops]

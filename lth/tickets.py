@@ -80,6 +80,7 @@ class Lab:
     base_seed: int
     replicate: int
     when: str = "trained"  # prune.when: of what weights masks are drawn
+    numerics: str = "reference"  # device.numerics: of trainings
 
     def __post_init__(self) -> None:
         if self.when == "init" and getattr(self.criterion, "needs_training", False):
@@ -100,7 +101,8 @@ class Lab:
     def run(self, start: Stage, mask: Stage | None, num_steps: int, *order: str | int) -> Run:
         """Training from `start` under `mask` (None: dense), in the replicate's own data order or in a named one."""
         order_seed = self.seed(*(order or ("order",)))
-        return Run(start, mask, self.model, self.data, self.recipe, order_seed, num_steps, self.device)
+        where = self.device, self.numerics
+        return Run(start, mask, self.model, self.data, self.recipe, order_seed, num_steps, *where)
 
     def train(self, ticket: Ticket) -> Run:
         """The ticket, trained alone."""

@@ -11,6 +11,7 @@ of that run. One pass over the run yields all of them that are missing.
 import dataclasses
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -21,6 +22,7 @@ from torch.nn.functional import cross_entropy
 
 from lth.data import Data, Source, Split
 from lth.mask import Mask
+from lth.numerics import loss_scaler
 from lth.recipe import Recipe
 from lth.stage import Numbers, Stage, Tensors, describe, digest, task
 
@@ -30,7 +32,8 @@ class TrainState:
     """All that the next step reads; a rewind point is just a TrainState.
 
     step: the number of steps behind it. params, buffers: by name, as the model names them.
-    optimizer: "<parameter>/<moment>" -> tensor; empty before the first step and after a reset.
+    optimizer: "<parameter>/<moment>" -> tensor; empty before the first step and after a reset. So are averages of
+    weights and buffers (recipe.ema), "<name>/ema", and the loss scale of fp16, "/scale".
     """
 
     step: int
@@ -96,18 +99,62 @@ def load(model: nn.Module, params: Mapping[str, Tensor], buffers: Mapping[str, T
             buffer.copy_(buffers[name])
 
 
+OURS = "/ema", "/scale"  # what a state keeps beside the moments of its optimiser
+
+
+class Average:
+    """Exponential moving averages of a network's weights and floating-point buffers, those of removed weights zero.
+
+    decay: 0 averages nothing. start: the averages to go on from, "<name>/ema"; the network itself where there are none.
+    """
+
+    def __init__(self, model: nn.Module, decay: float, mask: Mask | None, start: Mapping[str, Tensor]):
+        named = {**dict(model.named_parameters()), **dict(model.named_buffers())} if decay else {}
+        self._live = {name: tensor.detach() for name, tensor in named.items() if tensor.is_floating_point()}
+        self._averages = {name: tensor.clone() for name, tensor in self._live.items()}
+        self._decay = decay
+        for name, tensor in self._averages.items():
+            tensor.copy_(start.get(f"{name}/ema", tensor))
+        if mask is not None and decay:
+            mask.apply_(self._averages)
+
+    def update(self) -> None:
+        if self._live:
+            torch._foreach_lerp_(list(self._averages.values()), list(self._live.values()), 1 - self._decay)  # type: ignore
+
+    def state(self) -> dict[str, Tensor]:
+        return {f"{name}/ema": tensor for name, tensor in self._averages.items()}
+
+    def exchange(self) -> None:
+        """The network's weights for the averages, and the other way round."""
+        for live, average in zip(self._live.values(), self._averages.values(), strict=True):
+            before = live.clone()
+            live.copy_(average)
+            average.copy_(before)
+
+    @contextmanager
+    def shown(self) -> Iterator[None]:
+        """The network holds the averages meanwhile."""
+        self.exchange()
+        yield
+        self.exchange()
+
+
 def _restore(
     optimizer: torch.optim.Optimizer, params: Mapping[str, Tensor], mask: Mask | None, moments: Mapping[str, Tensor]
 ) -> None:
     """Give an optimiser the moments of a TrainState, those of removed weights set to zero."""
+    moments = {key: tensor for key, tensor in moments.items() if not key.endswith(OURS)}
     if not moments:
         return
     state: dict[int, dict[str, Tensor]] = {index: {} for index in range(len(params))}
     for key, tensor in moments.items():
         name, _, moment = key.rpartition("/")
         kept = tensor.clone()
-        if mask is not None and name in mask and kept.shape == params[name].shape:
-            kept.masked_fill_(~mask[name], 0)
+        if tensor.shape == params[name].shape:
+            kept = torch.empty_like(params[name], device="cpu").copy_(tensor)  # laid out as the weight is
+            if mask is not None and name in mask:
+                kept.masked_fill_(~mask[name], 0)
         state[list(params).index(name)][moment] = kept
     # torch's own loader, since it knows which moments live on which device
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
@@ -131,6 +178,8 @@ def train(
     (every recipe.eval_every steps and at the end) and at each of `stops`; state() copies the state as it is there.
     A start with its `history` goes on as if it had never stopped (law 1); such a start lies on an evaluation step.
     A loss that is not finite ends the run: history.diverged_step is the step after which it was seen.
+    With recipe.ema the model holds the averages after the last step, and while it is evaluated; the states are of the
+    weights themselves.
     movement: tensors by the names of weights, on the device, from which each step takes w * dL/dw in place (Sanh et al.
     2020, https://arxiv.org/abs/2005.07683); what they were at the start goes on (law 1).
     """
@@ -141,6 +190,8 @@ def train(
     if mask is not None:
         mask.apply_(params)
     _restore(optimizer, params, mask, start.optimizer)
+    average = Average(model, recipe.ema, mask, start.optimizer)
+    scaler = loss_scaler(model, start.optimizer.get("/scale"))
 
     def state() -> TrainState:
         kept = {
@@ -149,11 +200,15 @@ def train(
             for moment, tensor in optimizer.state[parameter].items()
             if isinstance(tensor, Tensor)
         }
+        kept |= average.state()
+        if scaler.is_enabled():
+            found = scaler.state_dict()
+            kept["/scale"] = torch.tensor([found["scale"], found["_growth_tracker"]])
         return dataclasses.replace(TrainState.of(model, step), optimizer=_copies(kept.items()))
 
     pruned = list(mask) if mask is not None and mask.sparsity > 0 else []
     masked = [params[name] for name in pruned]
-    masks = [mask[name].to(params[name].device, params[name].dtype) for name in pruned] if mask is not None else []
+    masks = [torch.empty_like(params[name]).copy_(mask[name]) for name in pruned] if mask is not None else []
     moving = [params[name] for name in movement or ()]
     losses = torch.empty(min(int(recipe.eval_every), max(1, stop - start.step)), device=data.train.y.device)
     measured = start.step
@@ -162,24 +217,29 @@ def train(
     for x, y in data.batches(order_seed, recipe.batch_size, start.step):
         if step >= stop:
             break
-        loss = cross_entropy(model(x), y)
-        loss.backward()
+        loss = _backward(model, x, y, recipe, scaler)
+        scaler.unscale_(optimizer)
         if masked:
             torch._foreach_mul_([weight.grad for weight in masked], masks)  # type: ignore
         if movement:
             with torch.no_grad():
                 slopes = [weight.grad for weight in moving]
                 torch._foreach_addcmul_(list(movement.values()), moving, slopes, value=-1)  # type: ignore
+        if recipe.clip is not None:
+            nn.utils.clip_grad_norm_(params.values(), recipe.clip)
         for group in optimizer.param_groups:
             group["lr"] = recipe.rate(step)
-        optimizer.step()
+        scaler.step(optimizer)
+        scaler.update()
         optimizer.zero_grad()
-        losses[step - measured] = loss.detach()
+        average.update()
+        losses[step - measured] = loss
         step += 1
         evaluated = (step - start.step) % int(recipe.eval_every) == 0 or step == stop
         if evaluated:
             train_losses = losses[: step - measured].tolist()
-            val_loss, val_accuracy = evaluate(model, data.val)
+            with average.shown():
+                val_loss, val_accuracy = evaluate(model, data.val)
             bad = [i for i, number in enumerate(train_losses) if not math.isfinite(number)]
             if bad or not math.isfinite(val_loss):
                 history.diverged_step = measured + bad[0] if bad else step
@@ -188,13 +248,25 @@ def train(
                 train_loss = math.fsum(train_losses) / len(train_losses)
                 point = {"step": step, "train_loss": train_loss, "val_loss": val_loss, "val_accuracy": val_accuracy}
                 if history.best_step < 0 or val_loss < min(p["val_loss"] for p in history.points):  # type: ignore[type-var]
-                    history.best_step, history.best = step, _copies([*params.items(), *model.named_buffers()])
+                    with average.shown():
+                        history.best_step, history.best = step, _copies([*params.items(), *model.named_buffers()])
                 history.points.append(point)
             measured = step
         if evaluated or step in stops:
             yield step, state, history
         if history.diverged_step is not None:
             return
+    average.exchange()
+
+
+def _backward(model: nn.Module, x: Tensor, y: Tensor, recipe: Recipe, scaler: Any) -> Tensor:
+    """The mean loss of a batch; its gradient is added to that of the model's weights, a part of the batch at a time."""
+    losses = []
+    for part, labels in zip(x.chunk(recipe.accumulate), y.chunk(recipe.accumulate), strict=True):
+        loss = cross_entropy(model(part), labels, label_smoothing=recipe.label_smoothing)
+        scaler.scale(loss if recipe.accumulate == 1 else loss / recipe.accumulate).backward()
+        losses.append(loss.detach())
+    return losses[0] if recipe.accumulate == 1 else torch.stack(losses).mean()
 
 
 def measure(model: nn.Module, mask: Mask | None, history: History, data: Data, start_step: int) -> Numbers:
@@ -243,7 +315,7 @@ class Run:
 
     start: stage of a TrainState. mask: stage of a Mask, or None for the dense network. model: configured model.
     order: seed of the data order. num_steps: how far it goes. device: the class of device ("cpu", "cuda", "mps"), since
-    bits are equal only within one.
+    bits are equal only within one; so are numerics (lth/numerics.py).
     """
 
     start: Stage
@@ -254,6 +326,7 @@ class Run:
     order: int
     num_steps: int
     device: str
+    numerics: str = "reference"
 
     @cached_property
     def unit(self) -> str:

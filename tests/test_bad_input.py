@@ -162,6 +162,12 @@ BAD = """
     pattern.output=-0.1                          | pattern.output=-0.1 | [0, 1]
     pattern.output=1.5                           | pattern.output=1.5 | [0, 1]
     device.kind=gpu                              | device.kind=gpu | cuda
+    device.numerics=fp32                         | device.numerics=fp32 | reference
+    device.numerics=fp16                         | device.numerics=fp16 | cuda
+    recipe.ema=1                                 | recipe.ema=1 | [0, 1)
+    recipe.clip=0                                | recipe.clip=0 | null
+    recipe.accumulate=7                          | recipe.accumulate=7 | recipe.batch_size=60
+    recipe.label_smoothing=x                     | recipe.label_smoothing=x
     device.workers=-1                            | device.workers=-1
     device.workers=x                             | device.workers=x
 

@@ -3,12 +3,13 @@
 import math
 import re
 
+import numpy
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lth.recipe import Constant, Cosine, Recipe, Step, num_steps
+from lth.recipe import Constant, Cosine, OneCycle, Recipe, Step, num_steps
 from lth.stage import describe
 
 NUM_TRAIN, BATCH = 250, 20  # 12 whole batches an epoch, and 10 examples left over
@@ -55,6 +56,22 @@ def test_step_by_hand():
     assert rates == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
 
 
+@pytest.mark.parametrize(("start", "peak", "end"), [(0.2, 0.25, 0.1), (0.0, 0.0, 0.0), (0.5, 1.0, 0.3), (1, 0.5, 1)])
+def test_one_cycle_is_linear_between_its_corners(start, peak, end):
+    """`start` at first, 1 at the peak, `end` at the end, straight lines between: numpy's interpolation of the three."""
+    corners = {0.0: start} | {1.0: end} | {peak: 1.0}
+    times = sorted(corners)
+    expected = numpy.interp(numpy.arange(100) / 100, times, [corners[time] for time in times])
+    assert [OneCycle(start, peak, end)(step, 100) for step in range(100)] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("name", ["start", "peak", "end"])
+@pytest.mark.parametrize("value", [-0.1, 1.1, math.nan])
+def test_a_corner_outside_zero_to_one_is_named(name, value):
+    with pytest.raises(ValueError, match=rf"^recipe\.schedule\.{name}={value} [^\n]*$"):
+        OneCycle(**{"start": 0.2, "peak": 0.3, "end": 0.1, name: value})
+
+
 @pytest.mark.parametrize("gamma", [-0.5, 1.5, math.nan])
 def test_a_schedule_leaves_zero_to_one_nowhere(gamma):
     """A schedule is a multiplier in [0, 1]; a gamma that leads out of it is refused in one line that names it."""
@@ -71,7 +88,7 @@ def test_warmup_is_linear():
     assert recipe(warmup=100).rate(99) == 0.5
 
 
-@pytest.mark.parametrize("schedule", [Constant(), Cosine(), Step([2, 99])])
+@pytest.mark.parametrize("schedule", [Constant(), Cosine(), Step([2, 99]), OneCycle(0.2, 0.3, 0.1)])
 def test_past_the_end_the_last_rate_stays(schedule):
     """Fine-tuning goes on at the rate of the last step of training, which is above 0."""
     trained = recipe(schedule=schedule)
@@ -125,6 +142,8 @@ def test_equal_meaning_has_one_name():
         ("lr", 0), ("lr", -1), ("lr", math.inf), ("lr", math.nan), ("lr", "fast"), ("lr", None),
         ("steps", 0), ("steps", "many"), ("steps", -1), ("eval_every", "0ep"), ("eval_every", "often"),
         ("warmup", 101), ("warmup", "slow"), ("optimizer", "Adem"), ("optimizer", "lr_scheduler"),
+        ("label_smoothing", 1), ("label_smoothing", -0.1), ("clip", 0), ("clip", -1), ("ema", 1), ("ema", -0.5),
+        ("accumulate", 0), ("accumulate", 3), ("accumulate", 40),
     ],
 )  # fmt: skip
 def test_errors_name_the_key(key, value):

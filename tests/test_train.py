@@ -32,7 +32,11 @@ OPTIMIZERS = {
     "adamw": Recipe("AdamW", 0.01, 20, 30, 10, options={"weight_decay": 0.1}),
     "sgd": Recipe("SGD", 0.1, 20, 30, 10, options={"momentum": 0.9, "weight_decay": 0.01, "nesterov": True}),
     "rmsprop": Recipe("RMSprop", 0.001, 20, 30, 10, options={"momentum": 0.9, "weight_decay": 0.01}),
-}
+    "options": Recipe(
+        "SGD", 0.1, 20, 30, 10, options={"momentum": 0.9, "weight_decay": 0.01},
+        label_smoothing=0.2, clip=1.0, ema=0.7, accumulate=4,
+    ),
+}  # fmt: skip
 MODELS = {"mlp": Mlp([8]), "conv": ConvNet()}
 
 
@@ -115,6 +119,8 @@ def test_pruned_stays_zero(model_name, optimizer):
         now, seen = state(), seen + 1
         for name, kept in mask.items():
             assert not now.params[name][~kept].any(), f"{name} at step {now.step}"
+            averages = recipe.ema > 0 and any(key.endswith("/ema") for key in now.optimizer)
+            assert averages == (recipe.ema > 0)
             for key, moment in now.optimizer.items():
                 if key.rpartition("/")[0] == name and moment.shape == kept.shape:
                     assert not moment[~kept].any(), f"{key} at step {now.step}"
@@ -124,7 +130,8 @@ def test_pruned_stays_zero(model_name, optimizer):
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_loop_equals_plain_torch(optimizer):
-    """An oracle: the dense loop equals a textbook loop with torch's optimiser over the same batches, to rounding."""
+    """An oracle: the dense loop equals a textbook loop with torch's optimiser over the same batches, to rounding; with
+    label smoothing, clipping and averages written out."""
     recipe = OPTIMIZERS[optimizer].on(200)
     model, start = started("mlp")
     result = final(model, start, 10, recipe, None)
@@ -133,13 +140,25 @@ def test_loop_equals_plain_torch(optimizer):
     kind = getattr(torch.optim, recipe.optimizer)
     optimizer_ = kind(plain.parameters(), lr=recipe.lr, foreach=False, **recipe.options)
     batches = data().batches(5, recipe.batch_size)
+    averages, norms = start.params, []
     for _ in range(10):
         x, y = next(batches)
         optimizer_.zero_grad()
-        cross_entropy(plain(x), y).backward()
+        logp = plain(x).log_softmax(1)
+        true, even = logp[torch.arange(20), y].mean(), logp.mean()
+        (-(1 - recipe.label_smoothing) * true - recipe.label_smoothing * even).backward()
+        norm = sum(parameter.grad.square().sum().item() for parameter in plain.parameters()) ** 0.5
+        norms.append(norm)
+        for parameter in plain.parameters():
+            parameter.grad *= min(1, recipe.clip / norm) if recipe.clip else 1
         optimizer_.step()
+        for name, parameter in plain.named_parameters():
+            averages[name] = recipe.ema * averages[name] + (1 - recipe.ema) * parameter.detach()
+    assert recipe.clip is None or min(norms) < recipe.clip < max(norms)  # some are clipped, some are not
     for name, parameter in plain.named_parameters():
         torch.testing.assert_close(result.params[name], parameter.detach(), rtol=1e-4, atol=1e-6)
+        if recipe.ema:
+            torch.testing.assert_close(result.optimizer[f"{name}/ema"], averages[name], rtol=1e-4, atol=1e-6)
 
 
 def test_masked_loop_equals_small_network():
@@ -179,6 +198,39 @@ def test_history_is_what_was_measured():
     best = min(history.points, key=lambda point: point["val_loss"])
     assert history.best_step == best["step"]
     assert torch.equal(history.best["1.weight"], states[best["step"]].params["1.weight"])
+
+
+def test_averages_are_what_is_evaluated():
+    """recipe.ema: validation, the early stop and what the model holds at the end are of the averages, batch norm's
+    statistics among them; without recipe.ema the training is the same, bit for bit."""
+    recipe = Recipe("Adam", 0.02, 20, 60, 20, ema=0.9)
+    model, start = started("conv")
+    states, history = [], None
+    for _, state, history in train(model, start, half(model), recipe.on(200), data(), 5, 60):
+        states.append(state())
+    assert history is not None
+    held = TrainState.of(model)
+    for state, point in zip(states, history.points, strict=True):
+        shown = {name.removesuffix("/ema"): t for name, t in state.optimizer.items() if name.endswith("/ema")}
+        assert not torch.equal(shown["1.running_mean"], state.buffers["1.running_mean"])
+        lth.train.load(model, shown, state.buffers | shown)
+        assert (point["val_loss"], point["val_accuracy"]) == evaluate(model, data().val)
+        if point["step"] == history.best_step:
+            assert all(torch.equal(history.best[name], tensor) for name, tensor in shown.items())
+    assert all(torch.equal({**held.params, **held.buffers}[name], tensor) for name, tensor in shown.items())
+    plain = final(model, start, 60, dataclasses.replace(recipe, ema=0.0), half(model))
+    assert plain.params.keys() == states[-1].params.keys()
+    assert all(torch.equal(plain.params[name], tensor) for name, tensor in states[-1].params.items())
+
+
+def test_a_batch_in_parts():
+    """recipe.accumulate: each part is worked on by itself, so batch norm sees the parts, one after another."""
+    sizes = []
+    model, start = started("conv")
+    model.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])) if module.training else None)
+    recipe = Recipe("SGD", 0.1, 20, 3, 3, accumulate=5)
+    state = final(model, start, 3, recipe, None)
+    assert sizes == [4] * 15 and state.buffers["1.num_batches_tracked"] == 15
 
 
 def test_evaluate_by_hand():
@@ -246,7 +298,7 @@ def test_divergence_is_seen_with_its_step(bad_step, monkeypatch):
     calls = []
 
     def poisoned(logits, y, **more):
-        if not more:
+        if "reduction" not in more:
             calls.append(1)
             if len(calls) == bad_step + 1:
                 return cross_entropy(logits, y) * float("nan")
