@@ -1,5 +1,6 @@
 """Data sets: files of each format, written here, load as they were written; what is wrong with them is one line."""
 
+import gzip
 import hashlib
 import io
 import pickle
@@ -20,16 +21,22 @@ import torchvision.datasets
 from PIL import Image
 from safetensors.torch import save_file
 from test_bad_input import refused as command_refused
-from test_dataset import closed_port, rows
+from test_dataset import closed_port, rows, write_images
 from test_main import run_here
 from torch import nn
 
+import lth.dataset.cifar
+import lth.dataset.fashion_mnist
+import lth.dataset.mnist
+import lth.dataset.svhn
 import main
 from lth.data import Augment, Source
 from lth.dataset.altered import Altered
 from lth.dataset.cifar import Cifar
 from lth.dataset.fake import Fake
+from lth.dataset.fashion_mnist import FashionMnist
 from lth.dataset.folder import Folder
+from lth.dataset.mnist import Mnist
 from lth.dataset.mnist1d import Mnist1d
 from lth.dataset.svhn import Svhn
 from lth.dataset.tensors import Tensors
@@ -148,38 +155,80 @@ def test_cifar_10_or_100(tmp_path):
 
 
 class Mirror(BaseHTTPRequestHandler):
-    """Serves one archive, and counts how often it was asked for."""
+    """Serves files by the end of their URL, and counts how often it was asked for one."""
 
-    archive, asked = b"", 0
+    served, asked = {}, 0
 
     def do_GET(self):
         type(self).asked += self.headers.get("Method") != "HEAD"  # torchvision asks so where a redirection leads
+        content = self.served.get(self.path[1:]) or self.served[self.path.rpartition("/")[2]]
         self.send_response(200)
-        self.send_header("Content-Length", str(len(self.archive)))
+        self.send_header("Content-Length", str(len(content)))
         self.end_headers()
-        self.wfile.write(self.archive)
+        self.wfile.write(content)
 
     def log_message(self, *line):
         pass
 
 
-@pytest.fixture
-def mirror(tmp_path, monkeypatch):
-    """A mirror of CIFAR-10 on this machine, whose archive holds the files of `write_cifar`."""
-    write_cifar(tmp_path / "made", 10, monkeypatch)
-    kind, buffer = torchvision.datasets.CIFAR10, io.BytesIO()
+TAR = "cifar-10-python.tar.gz"
+DATA_SETS = {"CIFAR10": Cifar(num_val=7), "MNIST": Mnist(7), "FashionMNIST": FashionMnist(7), "SVHN": Svhn(7)}
+HOMES = {"CIFAR10": lth.dataset.cifar, "MNIST": lth.dataset.mnist, "FashionMNIST": lth.dataset.fashion_mnist,
+         "SVHN": lth.dataset.svhn}  # fmt: skip
+
+
+def trust(name: str, monkeypatch, md5: bool = True, sha256: bool = True) -> None:
+    """Make sums of a data set's archives those of what the mirror serves."""
+    kind, home = getattr(torchvision.datasets, name), HOMES[name]
+    if md5:
+        sums = {file: hashlib.md5(content).hexdigest() for file, content in Mirror.served.items()}
+        if name == "CIFAR10":
+            monkeypatch.setattr(kind, "tgz_md5", sums[TAR])
+        elif name == "SVHN":
+            lists = {part: [url, file, sums.get(file)] for part, (url, file, _) in kind.split_list.items()}
+            monkeypatch.setattr(kind, "split_list", lists)
+        else:
+            monkeypatch.setattr(kind, "resources", [(file, sums[file]) for file, _ in kind.resources])
+    if sha256:
+        sums = {file: hashlib.sha256(content).hexdigest() for file, content in Mirror.served.items()}
+        monkeypatch.setattr(home, "SHA256", {10: sums[TAR]} if name == "CIFAR10" else sums)
+
+
+def pack(folder: Path, *others: tarfile.TarInfo) -> bytes:
+    """A .tar.gz of a folder by its name, after other members."""
+    buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
-        archive.add(tmp_path / "made" / kind.base_folder, kind.base_folder)
-    monkeypatch.setattr(Mirror, "archive", buffer.getvalue())
+        for other in others:
+            archive.addfile(other, io.BytesIO(b"evil" * (other.size // 4)))
+        archive.add(folder, folder.name)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """The address of a mirror on this machine, of all data sets; it serves what a test puts into Mirror.served."""
+    monkeypatch.setattr(Mirror, "served", {})
     monkeypatch.setattr(Mirror, "asked", 0)
-    monkeypatch.setattr(kind, "tgz_md5", hashlib.md5(Mirror.archive).hexdigest())
     with ThreadingHTTPServer(("127.0.0.1", 0), Mirror) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
         thread.start()
-        monkeypatch.setattr(kind, "url", f"http://127.0.0.1:{server.server_port}/cifar-10-python.tar.gz")
-        yield server
+        url = f"http://127.0.0.1:{server.server_port}/"
+        monkeypatch.setattr(torchvision.datasets.CIFAR10, "url", url + TAR)
+        for kind in (torchvision.datasets.MNIST, torchvision.datasets.FashionMNIST):
+            monkeypatch.setattr(kind, "mirrors", [url])
+        lists = {part: [url + file, file, md5] for part, (_, file, md5) in torchvision.datasets.SVHN.split_list.items()}
+        monkeypatch.setattr(torchvision.datasets.SVHN, "split_list", lists)
+        yield url
         server.shutdown()
         thread.join()
+
+
+@pytest.fixture
+def mirror(tmp_path, monkeypatch, server):
+    """A mirror of CIFAR-10 whose archive holds the files of `write_cifar` and has the sums that are expected."""
+    write_cifar(tmp_path / "made", 10, monkeypatch)
+    Mirror.served[TAR] = pack(tmp_path / "made" / "cifar-10-batches-py")
+    trust("CIFAR10", monkeypatch)
 
 
 def test_two_at_once_download_once(tmp_path, mirror):
@@ -192,29 +241,109 @@ def test_two_at_once_download_once(tmp_path, mirror):
 
 
 @pytest.mark.parametrize("what", ["cut short", "another archive"])
-def test_an_archive_whose_sum_is_wrong_is_not_unpacked(tmp_path, monkeypatch, mirror, what):
+def test_an_archive_whose_sum_is_wrong_is_not_unpacked(tmp_path, mirror, what):
     """One line; no archive, no file of it, no folder, and nothing outside of it stays."""
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
-        archive.addfile(tarfile.TarInfo("../../evil"))
-    other = buffer.getvalue() if what == "another archive" else Mirror.archive[:1000]
-    monkeypatch.setattr(Mirror, "archive", other)
+    made = tmp_path / "made" / "cifar-10-batches-py"
+    Mirror.served[TAR] = pack(made, tarfile.TarInfo("../../evil")) if what == "another archive" else pack(made)[:1000]
     said = refused(Cifar(num_val=7), tmp_path / "deep" / "data")
     assert said.startswith("CIFAR10 cannot be downloaded") and f"data_dir={tmp_path}/deep/data" in said
     assert not (tmp_path / "deep").exists() and not list(tmp_path.rglob("evil"))
 
 
+def serve(name: str, tmp_path: Path, monkeypatch) -> None:
+    """Put a small data set on the mirror, with sums that are expected."""
+    if name == "CIFAR10":
+        write_cifar(tmp_path / "made", 10, monkeypatch)
+        Mirror.served[TAR] = pack(tmp_path / "made" / "cifar-10-batches-py")
+    elif name == "SVHN":
+        write_svhn(tmp_path / "made", monkeypatch)
+        Mirror.served.update({path.name: path.read_bytes() for path in (tmp_path / "made" / "SVHN").iterdir()})
+    else:
+        write_images(tmp_path / "made", name)
+        raw = (tmp_path / "made" / name / "raw").iterdir()
+        Mirror.served.update({f"{path.name}.gz": gzip.compress(path.read_bytes(), mtime=0) for path in raw})
+    trust(name, monkeypatch)
+
+
+@pytest.mark.parametrize("name", DATA_SETS)
+def test_sha256_is_checked_where_md5_is_right(tmp_path, monkeypatch, server, name):
+    """What is served with the right sums loads as it was made. One byte of the last archive another, its MD5 sum made
+    to match: one line that says SHA-256, and nothing of that archive stays."""
+    serve(name, tmp_path, monkeypatch)
+    data = DATA_SETS[name](tmp_path / "data")
+    assert data.digest == DATA_SETS[name](tmp_path / "made").digest
+    wrong = sorted(Mirror.served)[-1]
+    good = Mirror.served[wrong]
+    Mirror.served[wrong] = good[:9] + bytes([good[9] ^ 1]) + good[10:]  # of a gzip header: the system it was made on
+    trust(name, monkeypatch, sha256=False)
+    said = refused(DATA_SETS[name], tmp_path / "other")
+    found, asked = (hashlib.sha256(content).hexdigest()[:12] for content in (Mirror.served[wrong], good))
+    assert said == (f"{name} cannot be downloaded to data_dir={tmp_path}/other: "
+                    f"{wrong}: its SHA-256 is {found}..., not {asked}...")  # fmt: skip
+    left = [path.name for path in (tmp_path / "other").rglob("*") if path.is_file()]
+    assert wrong not in left and wrong.removesuffix(".gz") not in left and "data_batch_1" not in left
+
+
+def test_the_next_mirror_is_asked(tmp_path, monkeypatch, server):
+    """Where the first one serves something else; and where both do, the line says so of the file."""
+    serve("MNIST", tmp_path, monkeypatch)
+    monkeypatch.setattr(torchvision.datasets.MNIST, "mirrors", [f"{server}bad/", server])
+    Mirror.served["bad/t10k-images-idx3-ubyte.gz"] = b"hello"
+    assert Mnist(7)(tmp_path / "data").digest == Mnist(7)(tmp_path / "made").digest and Mirror.asked == 5
+    Mirror.served["t10k-images-idx3-ubyte.gz"] = b"hello"
+    said = refused(Mnist(7), tmp_path / "other")
+    assert said.endswith("/other: t10k-images-idx3-ubyte.gz: File not found or corrupted.")
+    trust("MNIST", monkeypatch, sha256=False)
+    before, said = Mirror.asked, refused(Mnist(7), tmp_path / "other")
+    assert "its SHA-256 is 2cf24dba5fb0..., not " in said  # that of hello, as sha256sum says
+    assert Mirror.asked == before + 2  # what the first one left is not taken for the second one's
+
+
+@pytest.mark.parametrize("kind", ["outside", "absolute", "link"])
+def test_an_archive_writes_nothing_outside(tmp_path, monkeypatch, mirror, kind):
+    """Members that would go elsewhere, in an archive whose sums are right, are passed over; so is whatever else it
+    holds. A file that is a link, even to a good place, is none: one line, and nothing stays."""
+    made, data_dir = tmp_path / "made" / "cifar-10-batches-py", tmp_path / "deep" / "data"
+    evil = tarfile.TarInfo({"outside": "../evil", "absolute": f"{tmp_path}/evil"}.get(kind, f"{made.name}/test_batch"))
+    evil.size = 4
+    if kind == "link":
+        evil.type, evil.linkname, evil.size = tarfile.SYMTYPE, "../../evil", 0
+        (tmp_path / "deep").mkdir()
+        (made / "test_batch").unlink()
+    Mirror.served[TAR] = pack(made, evil, tarfile.TarInfo(f"{made.name}/more"))
+    trust("CIFAR10", monkeypatch)
+    if kind == "link":
+        said = refused(Cifar(num_val=7), data_dir)
+        assert said.endswith(f": {TAR} lacks cifar-10-batches-py/test_batch")
+        assert not [path for path in data_dir.rglob("*") if path.is_file() or path.is_symlink()]
+    else:
+        assert Cifar(num_val=7)(data_dir).digest == Cifar(num_val=7)(tmp_path / "made").digest
+        assert {path.name for path in (data_dir / made.name).iterdir()} == {path.name for path in made.iterdir()}
+    assert not [path for path in tmp_path.rglob("*") if path.name in ("evil", "more")]
+
+
+def test_files_that_are_there_are_not_downloaded(tmp_path, monkeypatch, server):
+    """Unpacked by others, as a package of a distribution may have them: read as they are. One that is missing is
+    fetched alone, and the others keep their bytes."""
+    serve("FashionMNIST", tmp_path, monkeypatch)
+    data = FashionMnist(7)(tmp_path / "made")
+    assert Mirror.asked == 0
+    raw = tmp_path / "made" / "FashionMNIST" / "raw"
+    (raw / "train-labels-idx1-ubyte").unlink()
+    times = {path: path.stat().st_mtime_ns for path in raw.iterdir()}
+    assert FashionMnist(7)(tmp_path / "made").digest == data.digest and Mirror.asked == 1
+    assert times == {path: path.stat().st_mtime_ns for path in times}
+
+
 def test_interrupted_download_leaves_nothing(tmp_path, monkeypatch, mirror):
     """Ctrl-C while it unpacks: neither half a file nor the archive nor the lock, and the next command downloads."""
-    unpack = tarfile.TarFile.extractall
 
-    def interrupt(self, path, *others, **options):
-        unpack(self, path, *others, **options)
-        (Path(path) / "cifar-10-batches-py" / "test_batch").write_bytes(b"half")
+    def interrupt(packed, file):
+        file.write(packed.read(100))
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(tarfile.TarFile, "extractall", interrupt)
+        patch.setattr("shutil.copyfileobj", interrupt)
         with pytest.raises(KeyboardInterrupt):
             Cifar(num_val=7)(tmp_path / "data")
     assert not [path for path in (tmp_path / "data").rglob("*") if path.is_file()]

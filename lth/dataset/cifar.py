@@ -10,7 +10,15 @@ from pathlib import Path
 import torch
 
 from lth.data import Augment, Data, Split, split
-from lth.dataset.download import parts
+from lth.dataset.download import Archive, parts
+
+SHA256 = {  # of the archive, by num_classes
+    # github.com/keras-team/keras at 7e4b17c5, keras/src/datasets/cifar10.py, for the URL that torchvision has, too; and
+    # github.com/pytorch/vision at 0b02d420, torchvision/prototype/datasets/_builtin/cifar.py
+    10: "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce",
+    # keras at 69b9ad08, keras/src/datasets/cifar100.py; and torchvision as above
+    100: "85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7",
+}
 
 
 @dataclass(frozen=True)
@@ -34,8 +42,8 @@ class Cifar:
         kind = getattr(torchvision.datasets, name)
         names = [file for file, _ in (*kind.train_list, *kind.test_list)]
         files = [root / kind.base_folder / file for file in (*names, kind.meta["filename"])]
-        found = parts(name, root, files, [kind.url], [root / kind.filename],
-                      lambda train, download: kind(root, train, download=download))  # fmt: skip
+        archive = Archive(root / kind.filename, [kind.url], kind.tgz_md5, SHA256[self.num_classes], files)
+        found = parts(name, root, [archive], lambda train: kind(root, train))
         pool, test = (
             Split(torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(part.targets))
             for part in found

@@ -11,7 +11,14 @@ from pathlib import Path
 import torch
 
 from lth.data import Augment, Data, Split, split
-from lth.dataset.download import parts
+from lth.dataset.download import Archive, parts
+
+# github.com/tensorflow/datasets at 333639b3, tensorflow_datasets/url_checksums/svhn_cropped.txt, for torchvision's
+# URLs; the same sums in github.com/pytorch/vision at 05caddc3, torchvision/prototype/datasets/_builtin/svhn.py
+SHA256 = {
+    "train_32x32.mat": "435e94d69a87fde4fd4d7f3dd208dfc32cb6ae8af2240d066de1df7508d083b8",
+    "test_32x32.mat": "cdce80dfb2a2c4c6160906d0bd7c68ec5a99d7ca4831afa54f09182025b6a75b",
+}
 
 
 @dataclass(frozen=True)
@@ -29,9 +36,11 @@ class Svhn:
         from torchvision.datasets import SVHN
 
         root, which = Path(data_dir) / "SVHN", {True: "train", False: "test"}
-        urls, names, _ = zip(*(SVHN.split_list[part] for part in which.values()), strict=True)
-        found = parts("SVHN", Path(data_dir), [root / name for name in names], list(urls), [],
-                      lambda train, download: SVHN(root, which[train], download=download))  # fmt: skip
+        archives = [
+            Archive(root / name, [url], md5, SHA256[name], [root / name])
+            for url, name, md5 in (SVHN.split_list[part] for part in which.values())
+        ]
+        found = parts("SVHN", Path(data_dir), archives, lambda train: SVHN(root, which[train]))
         pool, test = (Split(torch.from_numpy(part.data).contiguous(), torch.from_numpy(part.labels)) for part in found)
         data = split(pool, self.num_val, 0, self.split_seed, num_classes=10, test=test)
         return Augment(self.crop, self.flip, self.cutout).on(data)
