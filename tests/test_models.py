@@ -317,6 +317,32 @@ def test_initial_weights(name):
         assert not any(p.any() for n, p in model.named_parameters() if n.endswith("bias"))
 
 
+SCALED = [Mlp([5], "xavier_normal"), ResidualMlp(5, "orthogonal"), Conv([[3], [4]], 3, 1, 1, [5], norm_init="uniform"),
+          Resnet(8), Vit(4, 12, 1, 3), Torchvision("squeezenet1_1", init="kaiming_uniform")]  # fmt: skip
+
+
+@pytest.mark.parametrize("network", SCALED, ids=lambda network: type(network).__name__)
+def test_a_scale_multiplies_what_is_drawn(network):
+    """init*scale is the same draw times the scale, exactly, in every linear and convolutional layer of every kind of
+    model; all other parameters, and what is drawn after them, are the same."""
+    built, after = [], []
+    for init in (network.init, f"{network.init}*0.3"):
+        torch.manual_seed(0)
+        built.append(dataclasses.replace(network, init=init)((3, 32, 32), 7))
+        after.append(torch.get_rng_state())
+    assert torch.equal(*after)
+    drawn = prunable(built[0])
+    assert len(drawn) >= 2 and all(weight.any() for weight in drawn.values())
+    for (name, one), other in zip(built[0].named_parameters(), built[1].parameters(), strict=True):
+        assert torch.equal(other, one.detach() * 0.3 if name in drawn else one), name
+        assert other.requires_grad and other.is_leaf
+
+
+@pytest.mark.parametrize("scale", ["", "0", "-1", "nan", "inf", "x", "2*2"])
+def test_a_scale_is_a_number_above_0(scale):
+    refused(lambda: Mlp([5], f"orthogonal*{scale}"), f"model.init=orthogonal*{scale} ", "above 0")
+
+
 def test_one_word_for_layers_and_norms():
     """init=uniform is U[0, 1) for layers, too, and neither is drawn as the other."""
     model = draw_(nn.Sequential(nn.Linear(3, 4, bias=False), nn.ReLU(), nn.BatchNorm1d(4)), "uniform", "uniform")

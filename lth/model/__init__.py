@@ -2,10 +2,12 @@
 [n, num_classes] logits: weights drawn from torch's global seed alone, prunable layers in order, the output layer last.
 
 init: how the weights of linear and convolutional layers are drawn, a function of torch.nn.init without its last
-underscore, such as xavier_normal (Gaussian Glorot), kaiming_normal (He et al. 2015), orthogonal. Biases start at zero.
+underscore, such as xavier_normal (Gaussian Glorot), kaiming_normal (He et al. 2015), orthogonal; or one of them times a
+scale above 0, kaiming_normal*0.5: each weight it draws is multiplied by that. Biases start at zero.
 norm_init: scales of batch norms, ones, or uniform: U[0, 1), as open_lth draws them. Their shifts start at zero.
 """
 
+import math
 from typing import TypeVar
 
 import torch
@@ -33,19 +35,29 @@ def check(init: str = "xavier_normal", norm_init: str = "ones", **least_one: obj
     try:
         with torch.random.fork_rng(devices=[]):
             for shape in ((2, 2), (2, 2, 1, 1)):  # a linear layer, a convolution
-                getattr(nn.init, f"{init}_")(torch.empty(shape))  # on "meta" it would import torch._dynamo: 1 s
+                _draw_(torch.empty(shape), init)  # on "meta" it would import torch._dynamo: 1 s
     except (AttributeError, TypeError, ValueError) as error:
-        near = "try xavier_normal or kaiming_normal"
+        near = "try xavier_normal or kaiming_normal, or one times a scale above 0, kaiming_normal*0.5"
         raise ValueError(f"model.init={init} draws no weights in torch.nn.init; {near}") from error
     if norm_init not in ("ones", "uniform"):
         raise ValueError(f"model.norm_init={norm_init} is not one of: ones, uniform")
+
+
+def _draw_(weight: Tensor, init: str) -> None:
+    name, times, scale = init.partition("*")
+    getattr(nn.init, f"{name}_")(weight)
+    if times:
+        if not 0 < float(scale) < math.inf:
+            raise ValueError(f"scale={scale}")
+        with torch.no_grad():
+            weight.mul_(float(scale))
 
 
 def draw_(network: Network, init: str, norm_init: str = "ones") -> Network:
     """Draw the weights of a network, or of one layer, in module order; returns it."""
     for module in network.modules():
         if isinstance(module, nn.Linear | nn.modules.conv._ConvNd):
-            getattr(nn.init, f"{init}_")(module.weight)
+            _draw_(module.weight, init)
         elif isinstance(module, nn.modules.batchnorm._BatchNorm):
             getattr(nn.init, f"{norm_init}_")(module.weight)
         else:
