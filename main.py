@@ -148,6 +148,9 @@ def _check_model(model: Any, context: Any, source: Any, chosen: Any) -> Any:
         network = context.model(model, source)
         with torch.no_grad():
             network.eval()(torch.zeros(2, *shape, device=context.device))
+    except ValueError as error:
+        where = f"model={chosen.get('model')} with dataset={chosen.get('dataset')}"
+        raise ValueError(f"{where}: {_first_line(error)}") from error
     except (RuntimeError, TypeError, LookupError, ZeroDivisionError) as error:
         where = f"model={chosen.get('model')} cannot take dataset={chosen.get('dataset')}, inputs of shape {shape}"
         raise ValueError(f"{where} in {source.num_classes} classes: {_first_line(error)}") from error

@@ -9,8 +9,10 @@ import urllib.request
 from pathlib import Path
 from unittest.mock import patch
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from test_main import run, run_here
 
 SETTINGS = {  # a good command, quickly checked; what a bad line sets itself is left out
@@ -156,7 +158,11 @@ BAD = """
     model.init=foo                               | model.init=foo
     model.init=constant                          | model.init=constant
     model=resnet_20 model.depth=21               | model.depth=21 | 6n + 2
-    model=vit_tiny model.patch=3                 | model.patch=3 | 8 x 8
+    model.init=kaiming_normal*0                  | model.init=kaiming_normal*0 | kaiming_normal*0.5
+    model.init=xavier_normal*                    | model.init=xavier_normal* | above 0
+    model=vit_tiny model.patch=3                 | model=vit_tiny | dataset=digits | model.patch=3 | 8 x 8
+    model=lenet_5 model.least=8                  | model=lenet_5 | dataset=digits | 8 x 8 | model.kernel=5
+    model=resnet_20 dataset=fake dataset.shape=[1,9] | model=resnet_20 | dataset=fake | [1, 9]
     model=torchvision model.name=resnet19        | model.name=resnet19 | resnet18
     pattern.scope=glob                           | pattern.scope=glob | global
     pattern.output=-0.1                          | pattern.output=-0.1 | [0, 1]
@@ -294,6 +300,44 @@ def test_missing_data_without_network_is_refused(cwd, monkeypatch, dataset, way)
     with patch("torchvision.datasets.mnist.print", create=True):
         said = refused(f"dataset={dataset} data_dir=some/where", cwd)
     assert "data_dir=some/where" in said
+
+
+BAD_DATA = {  # files of one's own, made by `write_data` | what the line must hold
+    "dataset=folder dataset.path=single": ["single", "at least 2 classes", "cat: 2"],
+    "dataset=folder dataset.path=parts": ["parts/train", "parts/test", "same classes", "dog"],
+    "dataset=folder dataset.path=text": ["text/cat/0.png", "no image"],
+    "dataset=tensors dataset.path=pixels.npz": ["dataset.path=pixels.npz", "uint8 or finite floats", "int64 [8, 1, 4]"],
+    "dataset=tensors dataset.path=labels.npz": ["dataset.path=labels.npz", "y must hold the classes", "0.0, 1.0"],
+    "dataset=tensors dataset.path=words.npz": ["dataset.path=words.npz", "cannot be used"],
+    "dataset=mnist": ["MNIST in MNIST/raw is damaged", "delete it"],
+}
+
+
+def write_data(cwd: Path) -> None:
+    """What BAD_DATA speaks of."""
+    for place in ("single/cat", "parts/train/cat", "parts/train/dog", "parts/test/cat", "parts/test/emu", "text/dog"):
+        (cwd / place).mkdir(parents=True)
+        for i in range(2):
+            Image.new("RGB", (4, 4)).save(cwd / place / f"{i}.png")
+    (cwd / "text" / "cat").mkdir()
+    (cwd / "text" / "cat" / "0.png").write_text("read me")
+    x, y = np.zeros((8, 1, 4), np.uint8), np.arange(8) % 2
+    arrays = {"pixels": (x.astype(np.int64), y), "labels": (x, y / 1), "words": (x, y.astype(str))}
+    for name, (x, y) in arrays.items():
+        np.savez(cwd / f"{name}.npz", x=x, y=y)
+    (cwd / "MNIST" / "raw").mkdir(parents=True)
+    for name in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
+        (cwd / "MNIST" / "raw" / f"{name}-ubyte").write_bytes(b"cut short")
+
+
+@pytest.mark.parametrize("line", BAD_DATA)
+def test_bad_data_are_refused(cwd, line):
+    """Files that are no data set: one line that says which and what they must hold, and they stay as they were."""
+    write_data(cwd)
+    own = "" if line == "dataset=mnist" else "dataset.num_val=1 dataset.num_test=1"
+    size = "dataset.size=4" if "folder" in line else ""
+    said = refused(f"{line} {own} {size} data_dir=.", cwd)
+    assert all(word in said for word in BAD_DATA[line]), said
 
 
 def test_long_sweep_lines_still_say_what_is_wrong(cwd):

@@ -51,10 +51,11 @@ class Tensors:
 
 def _split(x: Tensor, y: Tensor, like: Split | None) -> Split:
     """x and y as a split whose examples and classes are those of `like`. Raises ValueError."""
+    given = f"x is {x.dtype} {list(x.shape)}, y {y.dtype} {list(y.shape)}".replace("torch.", "")
     x = x if x.dtype == torch.uint8 else x.float() if x.is_floating_point() else x.bool()[:0]
     x = x.unsqueeze(1) if x.ndim == 2 else x
     if x.ndim < 3 or not len(x) == len(y) == y.numel() or x.numel() == 0 or not x.isfinite().all():
-        raise ValueError("x must be uint8 or finite floats [n, ...], y whole numbers [n], n at least 1")
+        raise ValueError(f"x must be uint8 or finite floats [n, ...], y whole numbers [n], n at least 1; {given}")
     kept = like.y.unique() if like else torch.arange(int(y.max()) + 1)
     if y.is_floating_point() or len(kept) < 2 or not torch.equal(y.unique().long(), kept):
         raise ValueError(f"y must hold the classes 0, 1, ..., each of them, at least 2, and y_test the same; "
