@@ -324,7 +324,8 @@ MODELS = [pytest.param(p, marks=[pytest.mark.slow] if p.stem in HEAVY else [], i
 @pytest.mark.parametrize("path", MODELS)
 def test_model(path, shape):
     """A plain network with logits a class and prunable weights, in the order in which they act, each with a finite
-    gradient in float32 and under bfloat16 autocast; weights are drawn from torch's seed alone, and so is a pass."""
+    gradient in float32, under bfloat16 autocast and, of one shape, in float64; weights are drawn from torch's seed
+    alone, and so is a pass."""
     if path.stem == "resnet_50":
         shape = (shape[0], 64, 64)  # its stem shrinks 32-fold, and 50 batch norms over 4 values explode (CI saw inf)
     built = []
@@ -340,14 +341,17 @@ def test_model(path, shape):
     assert layers[0].shape[1] in (shape[0], np.prod(shape)) and layers[-1].shape[0] == 7
     x, y = torch.randn(4, *shape), torch.arange(4)
     state = torch.get_rng_state()
-    for enabled in (False, True):
-        one.zero_grad()
+    single, double = torch.float32, torch.float64
+    for dtype, enabled in [(single, False), (single, True), (double, False)][: 3 if shape[0] == 3 else 2]:
+        one.to(dtype).zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled):
-            logits = one(x)
+            logits = one(x.to(dtype))
+        assert logits.dtype == (torch.bfloat16 if enabled else dtype)
         assert logits.shape == (4, 7) and logits.min() < 0 < logits.max()
-        nn.functional.cross_entropy(logits.float(), y).backward()
+        nn.functional.cross_entropy(logits.float() if enabled else logits, y).backward()
         for name, weight in weights.items():
-            assert weight.grad is not None and torch.isfinite(weight.grad).all() and weight.grad.any(), name
+            assert weight.grad is not None and weight.grad.dtype == dtype, name
+            assert torch.isfinite(weight.grad).all() and weight.grad.any(), name
     assert torch.equal(torch.get_rng_state(), state)  # no dropout: a step is a function of state and batch (law 1)
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,9 +13,11 @@ from torch.nn.functional import cross_entropy
 import lth.perform
 import lth.train
 from lth.data import Data
+from lth.dataset.fake import Fake
 from lth.mask import Mask
 from lth.model.mlp import Mlp
-from lth.recipe import Recipe
+from lth.model.resnet_cifar import Resnet
+from lth.recipe import Cosine, Recipe
 from lth.train import TrainState, evaluate, measure, train
 
 
@@ -85,6 +88,30 @@ def test_cut_is_whole(model_name, optimizer, cut):
     assert middle.step == cut
     fresh = MODELS[model_name]((1, 4, 4), 3)
     assert same(final(fresh, middle, 30, recipe, mask), final(model, start, 30, recipe, mask))
+
+
+def test_cut_is_whole_of_a_residual_network():
+    """Law 1 with all that a paper's recipe holds: ResNet-20, batch norm, momentum, weight decay, a schedule, a mask,
+    crop and flip; three epochs of two steps, cut within the second."""
+    given = Fake([3, 8, 8], 3, 60, 10, 10, crop=2, flip=True)(Path()).normalised("cpu")
+    options = {"momentum": 0.9, "weight_decay": 1e-4}
+    recipe = Recipe("SGD", 0.1, 20, 6, 3, warmup=3, schedule=Cosine(), options=options).on(40)
+
+    def end(state: TrainState, stop: int, data: Data = given) -> TrainState:
+        model = Resnet(20)((3, 8, 8), 3)  # nothing of an earlier part but its state
+        *_, (_, copied, _) = train(model, state, mask, recipe, data, 5, stop)
+        return copied()
+
+    torch.manual_seed(0)
+    model = Resnet(20)((3, 8, 8), 3)
+    start, mask = TrainState.of(model), half(model)
+    middle, whole = end(start, 3), end(start, 6)
+    assert middle.step == 3 and same(end(middle, 6), whole)
+    # it is not vacuous: all of it is there, and matters
+    assert any(name.endswith("running_mean") and tensor.any() for name, tensor in middle.buffers.items())
+    assert middle.optimizer and not same(end(dataclasses.replace(middle, optimizer={}), 6), whole)
+    assert not same(end(dataclasses.replace(middle, buffers=start.buffers), 6), whole)
+    assert not same(end(middle, 6, dataclasses.replace(given, augment=None)), whole)
 
 
 def test_cut_is_whole_needs_the_moments():
