@@ -3,7 +3,7 @@
 A download is checked by its MD5 sum, torchvision's own, and by its SHA-256 sum, which stands in the file of its data
 set, before anything of it is unpacked. Unpacked are the files that the data set reads, by their names, and nothing
 else, so that no archive writes outside its folder. CIFAR's files are pickles, which torchvision reads only when their
-own MD5 sums are right, too. Files that are there already are read as they are.
+own MD5 sums are right, too. Files that lie there unpacked are not subject to the sum of an archive.
 """
 
 import contextlib
