@@ -139,7 +139,10 @@ def _estimate(todo: Plan, context: Context, workers: int) -> str:
     for run in todo.trainings:
         kind = digest(describe([run.model, run.data, run.recipe.optimizer, run.recipe.batch_size, run.numerics]))
         if kind not in kinds:
-            kinds[kind] = measure_step(run, context)
+            try:
+                kinds[kind] = measure_step(run, context)
+            except ValueError:  # at a file that is no image: its training says so, and the others go on
+                return ""
         seconds += kinds[kind][0] * run.num_steps / max(1, workers)
         size += kinds[kind][1] * todo.num_states / len(todo.trainings)
     return f"; about {seconds:.0f} s, {size / 1e6:.0f} MB"

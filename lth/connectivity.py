@@ -16,6 +16,7 @@ Nothing given is changed: the work is done on a copy of the model, on the model'
 import copy
 import math
 from collections.abc import Iterator, Sequence
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
@@ -85,7 +86,7 @@ def disagreement(model: nn.Module, a: TrainState, b: TrainState, split: Split, b
     classes = []
     for state in (a, b):
         load(scratch, state.params, state.buffers)
-        classes.append(torch.cat([scratch(x).argmax(1) for x in split.x.split(batch_size)]))
+        classes.append(torch.cat([scratch(x).argmax(1) for x, _ in split.batches(batch_size)]))
     return (classes[0] != classes[1]).sum().item() / len(split.y)
 
 
@@ -132,7 +133,7 @@ def interpolate(
             norm.reset_running_stats()
             norm.momentum = None  # torch's word for the plain average
             norm.train()
-        for x in train.x[: num_batches * batch_size].split(batch_size) if norms else ():
+        for x in islice(train.x.split(batch_size), num_batches) if norms else ():
             scratch(x)
         scratch.eval()
         (train_loss, train_accuracy), (test_loss, test_accuracy) = evaluate(scratch, train), evaluate(scratch, test)

@@ -8,13 +8,14 @@ other split ever sees it.
 
 On the device a data set is float32 where it is not augmented and takes at most RESIDENT bytes so, else uint8 that is
 normalised as it is read: a quarter of the memory, the same bits, and on one thread 1.6% of a step of LeNet-300-100 at
-batch 60.
+batch 60. Images too many for memory stay in their files, see lth/stream.py.
 """
 
 import dataclasses
 import hashlib
 from collections.abc import Iterator
 from functools import cached_property
+from itertools import starmap
 from typing import Any, NamedTuple
 
 import torch
@@ -22,8 +23,10 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from lth.seeds import generator, permutation, seed
+from lth.stream import Files
 
 RESIDENT = 256 * 2**20  # all of MNIST is 210 MiB as float32, CIFAR-10 703
+CHUNK = 256  # images of a stream at a time where nothing is trained: 154 MB at 224 x 224
 
 
 class Split(NamedTuple):
@@ -35,11 +38,16 @@ class Split(NamedTuple):
     def __getitem__(self, index):  # type: ignore[override]
         return Split(self.x[index], self.y[index])
 
+    def batches(self, batch_size: int) -> Iterator["Split"]:
+        """The examples in order, batch_size at a time; of a stream, whose images are made for it, at most CHUNK."""
+        size = min(batch_size, CHUNK) if isinstance(self.x, Stream) else batch_size
+        return starmap(Split, zip(self.x.split(size), self.y.split(size), strict=True))
+
 
 class Pixels:
     """uint8 images that are float32 where they are read: (x - mean) / std by channel. Read as a tensor would be."""
 
-    def __init__(self, raw: Tensor, mean: Tensor, std: Tensor):
+    def __init__(self, raw: Any, mean: Tensor, std: Tensor):
         self.raw, self.mean, self.std, self.shape = raw, mean, std, raw.shape
 
     def normalise(self, x: Tensor) -> Tensor:
@@ -56,6 +64,14 @@ class Pixels:
 
     def split(self, size: int) -> Iterator[Tensor]:
         return map(self.normalise, self.raw.split(size))
+
+
+class Stream(Pixels):
+    """Images that are read from their Files where they are asked for, and then as Pixels are."""
+
+    def __getitem__(self, index) -> Tensor:
+        part = self.raw[index]
+        return self.normalise(part.index_select(0, torch.arange(len(part))))
 
 
 def move(x: Tensor, top: Tensor, left: Tensor, flipped: Tensor, padding: int = 0) -> Tensor:
@@ -132,7 +148,8 @@ class Augment:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Data:
-    """Three splits of raw examples, on the CPU as uint8 (or float32), and how batches of the first are augmented."""
+    """Three splits of raw examples, on the CPU as uint8 (or float32), and how batches of the first are augmented; or on
+    the disk as Files, whose training batches are cut out at random and mirrored."""
 
     train: Split
     val: Split
@@ -147,23 +164,40 @@ class Data:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of every byte of every split: what a key knows of the data."""
+        """SHA-256 of every byte of every split: what a key knows of the data.
+
+        Deviation: of Files it is of their names and sizes in bytes and of how they are read, not of their pixels.
+        """
         digest = hashlib.sha256(f"{self.num_classes}".encode())
         for tensor in (tensor for split in (self.train, self.val, self.test) for tensor in split):
+            if isinstance(tensor, Files):
+                digest.update(tensor.listing())
+                continue
             digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
             digest.update(tensor.contiguous().numpy().data)  # no copy of what may be gigabytes
         return digest.hexdigest()
 
     def normalised(self, device: torch.device | str) -> "Data":
-        """The same data resident on a device, each channel (x - mean) / std of the training split, float32."""
-        channels = [torch.std_mean(channel.float(), correction=0) for channel in self.train.x.unbind(1)]
-        shape = (1, -1, *[1] * (self.train.x.ndim - 2))
-        std, mean = (torch.stack(numbers).reshape(shape).to(device) for numbers in zip(*channels, strict=True))
-        splits, std = (self.train, self.val, self.test), std.clamp_min(1e-12)
-        small = self.augment is None and 4 * sum(part.x.numel() for part in splits) <= RESIDENT
+        """The same data resident on a device, each channel (x - mean) / std of the training split, float32.
+
+        Files stay on the disk, and have the mean and std that they say.
+        """
+        splits: Any = self.train, self.val, self.test
+        kind, small, files = Pixels, False, splits[0].x
+        if isinstance(files, Files):
+            kind = Stream
+            mean, std = (
+                255 * torch.tensor(numbers).reshape(1, 3, 1, 1).to(device) for numbers in (files.mean, files.std)
+            )
+        else:
+            channels = [torch.std_mean(channel.float(), correction=0) for channel in self.train.x.unbind(1)]
+            shape = (1, -1, *[1] * (self.train.x.ndim - 2))
+            std, mean = (torch.stack(numbers).reshape(shape).to(device) for numbers in zip(*channels, strict=True))
+            std = std.clamp_min(1e-12)
+            small = self.augment is None and 4 * sum(part.x.numel() for part in splits) <= RESIDENT
 
         def ready(part: Split) -> Split:
-            pixels: Any = Pixels(part.x.to(device), mean, std)
+            pixels: Any = kind(part.x.to(device), mean, std)
             return Split(pixels[:] if small else pixels, part.y.to(device))
 
         train, val, test = map(ready, splits)
@@ -172,18 +206,27 @@ class Data:
     def batches(self, order_seed: int, batch_size: int, step: int = 0) -> Iterator[Split]:
         """The minibatches of steps `step`, step + 1, ... without end; of normalised data where they are augmented."""
         train: Any = self.train
+        steps = self._steps(order_seed, batch_size, step)
+        if isinstance(train.x, Stream):
+            drawn = ((chosen, generator(seed(order_seed, step, "augment"))) for step, chosen in steps)
+            for chosen, images in train.x.raw.ahead(drawn):
+                yield Split(train.x.normalise(images), train.y.index_select(0, chosen.to(train.y.device)))
+        for step, chosen in steps:
+            if self.augment is None:
+                x = train.x.index_select(0, chosen)
+            else:
+                x = self.augment(train.x, chosen, generator(seed(order_seed, step, "augment")))
+            yield Split(x, train.y.index_select(0, chosen))
+
+    def _steps(self, order_seed: int, batch_size: int, step: int) -> Iterator[tuple[int, Tensor]]:
+        """(step, the positions of its examples) from a step on, without end; a stream looks them up on the CPU."""
+        place = "cpu" if isinstance(self.train.x, Stream) else self.train.y.device
         per_epoch = len(self.train.y) // batch_size
         while True:
             epoch, first = divmod(step, per_epoch)
-            order = permutation(order_seed, epoch, len(self.train.y)).to(self.train.y.device)
+            order = permutation(order_seed, epoch, len(self.train.y)).to(place)
             for index in range(first, per_epoch):
-                chosen = order[index * batch_size : (index + 1) * batch_size]
-                if self.augment is None:
-                    x = self.train.x.index_select(0, chosen)
-                else:
-                    rng = generator(seed(order_seed, epoch * per_epoch + index, "augment"))
-                    x = self.augment(train.x, chosen, rng)
-                yield Split(x, self.train.y.index_select(0, chosen))
+                yield epoch * per_epoch + index, order[index * batch_size : (index + 1) * batch_size]
             step = (epoch + 1) * per_epoch
 
 

@@ -17,7 +17,7 @@ Product: Pearlmutter 1994 (https://doi.org/10.1162/neco.1994.6.1.147). Lanczos 1
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -36,10 +36,6 @@ CONVERGED = 1e-2  # a value is known when its residual bound is at most this par
 
 def _flat(tensors: Mapping[str, Tensor]) -> Tensor:
     return torch.cat([tensor.detach().reshape(-1) for tensor in tensors.values()])
-
-
-def _batches(split: Split, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    return zip(split.x.split(batch_size), split.y.split(batch_size), strict=True)
 
 
 def _restrict(model: nn.Module, mask: Mask | None, dtype: torch.dtype) -> tuple[dict[str, Tensor], Tensor, Callable]:
@@ -84,7 +80,7 @@ def hessian_product(
 
     def product(vector: Tensor) -> Tensor:
         v, total = vector.to(point), torch.zeros_like(point)
-        for x, y in _batches(split, batch_size):
+        for x, y in split.batches(batch_size):
             theta, slope = single or gradient(x, y)
             total += torch.autograd.grad(slope, theta, v, retain_graph=single is not None)[0]
         return (total / len(split.y)).to(vector)
@@ -197,7 +193,7 @@ def sharpness(
     point, total = _flat(params)[index], torch.zeros(len(radii), dtype=torch.float64)
 
     def mean_loss(theta: Tensor) -> float:
-        return math.fsum(loss(theta, x, y).item() for x, y in _batches(split, batch_size)) / len(split.y)
+        return math.fsum(loss(theta, x, y).item() for x, y in split.batches(batch_size)) / len(split.y)
 
     for _ in range(num_directions):
         noise = {n: torch.randn(params[n].shape, generator=rng, dtype=torch.float64) for n in prunable(model)}

@@ -82,7 +82,7 @@ def evaluate(model: nn.Module, split: Split, batch_size: int = 4096) -> tuple[fl
     model.eval()
     loss = torch.zeros((), dtype=torch.float64, device=split.y.device)
     correct = torch.zeros((), dtype=torch.int64, device=split.y.device)
-    for x, y in zip(split.x.split(batch_size), split.y.split(batch_size), strict=True):
+    for x, y in split.batches(batch_size):
         logits = model(x)
         loss += cross_entropy(logits, y, reduction="sum")
         correct += (logits.argmax(1) == y).sum()

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from lth.data import Data, Split
 from lth.seeds import generator, seed
@@ -52,6 +53,8 @@ class Altered:
         y = y.index_copy(0, redrawn, torch.randint(data.num_classes, (len(redrawn),), generator=rng))
         parts = [Split(x, y), data.val, data.test]
         if self.shuffle_pixels:
+            if not isinstance(x, Tensor):
+                raise ValueError("dataset.shuffle_pixels=true must be false for a data set that stays in its files")
             size = x[0, 0].numel()
             order = torch.randperm(size, generator=self._rng("shuffle_pixels"))
             parts = [Split(part.x.flatten(2)[:, :, order].view(part.x.shape), part.y) for part in parts]

@@ -5,15 +5,16 @@
 pixels, its middle kept.
 """
 
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from lth.data import Augment, Data, Split, split
+from lth.stream import decode
 
 
 @dataclass(frozen=True)
@@ -40,9 +41,7 @@ class Folder:
             root / name for name in ("train", "test", "val") if (root / "train").is_dir() and (root / name).is_dir()
         ]
         listed = [classes(place) for place in places or [root]]
-        for place, named in zip(places, listed, strict=False):
-            if odd := sorted(named.keys() ^ listed[0].keys()):
-                raise ValueError(f"{places[0]} and {place} must hold the same classes; {odd[0]} is in one of them only")
+        check_classes(dict(zip(places, listed, strict=False)))
         pool, *own = [read(named, self.size) for named in listed]
         if len(own) == 2:
             data = Data(pool, own[1], own[0], len(listed[0]))
@@ -55,23 +54,27 @@ def classes(place: Path) -> dict[str, list[Path]]:
     """The files of each class, classes and files sorted by name, hidden ones left out. Raises ValueError for none."""
     folders = sorted(path for path in place.glob("[!.]*") if path.is_dir())
     found = {folder.name: sorted(path for path in folder.rglob("[!.]*") if path.is_file()) for folder in folders}
-    if len(found) < 2 or not all(found.values()):
-        counts = ", ".join(f"{name}: {len(paths)}" for name, paths in list(found.items())[:5]) or "none"
-        raise ValueError(f"{place} must hold a folder of images for each of at least 2 classes; there are {counts}")
+    check_classes({place: found})
     return found
+
+
+def check_classes(found: Mapping[Path, Mapping[str, list]]) -> None:
+    """Raises ValueError, one line, unless each place has at least 2 classes, each with files, and all have the same."""
+    for place, named in found.items():
+        if len(named) < 2 or not all(named.values()):
+            counts = ", ".join(f"{name}: {len(files)}" for name, files in list(named.items())[:5]) or "none"
+            raise ValueError(f"{place} must hold a folder of images for each of at least 2 classes; there are {counts}")
+        first = next(iter(found))
+        if odd := sorted(named.keys() ^ found[first].keys()):
+            raise ValueError(f"{first} and {place} must hold the same classes; {odd[0]} is in one of them only")
 
 
 def read(named: dict[str, list[Path]], size: int) -> Split:
     """The images of each class as a split, classes numbered in their order. Raises ValueError at what is no image."""
-    from torchvision.datasets.folder import pil_loader
     from torchvision.transforms.functional import center_crop, pil_to_tensor, resize
 
     def pixels(path: Path) -> Tensor:
-        try:
-            image: Any = pil_loader(str(path))
-        except Exception as error:  # on a damaged file PIL raises almost anything
-            raise ValueError(f"{path} is no image, or a damaged one ({' '.join(str(error).split())})") from error
-        return pil_to_tensor(center_crop(resize(image, [size]), [size, size]))
+        return pil_to_tensor(center_crop(resize(decode(path), [size]), [size, size]))
 
     y = torch.tensor([label for label, paths in enumerate(named.values()) for _ in paths])
     with ThreadPoolExecutor() as pool:  # a decoder leaves Python's lock to the others
