@@ -178,9 +178,7 @@ _loaded: dict[str, Any] = {}
 
 def _load(dataset: Any, data_dir: Path) -> Any:
     """The raw data of a data set, read once, however many cells name it."""
-    from lth.stage import describe, digest
-
-    name = digest([describe(dataset), str(data_dir)])
+    name = f"{dataset} in {data_dir}"  # as written: a key leaves out where a data set lies
     if name not in _loaded:
         _loaded[name] = dataset(data_dir)
     return _loaded[name]

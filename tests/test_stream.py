@@ -25,6 +25,7 @@ from torchvision.transforms.v2 import functional
 
 import lth.data
 import lth.stream
+import main
 from lth.connectivity import disagreement, interpolate
 from lth.criterion import sample
 from lth.data import Data, Split, Stream
@@ -469,6 +470,16 @@ LINE = (
     "recipe.steps=2ep recipe.batch_size=5 recipe.eval_every=2it prune.sparsity=0.2 branch=[] replicates=1 device=cpu "
     "wandb=disabled hydra.run.dir=job"
 )
+
+
+def test_two_places_are_two_data_sets(folder, tmp_path, monkeypatch):
+    """A sweep over dataset.path reads each place, once, though no key says where it is."""
+    write(tmp_path / "other", seed=1)
+    monkeypatch.setattr(main, "_loaded", {})
+    one, other = (
+        main._load(replace(TINY, path=str(path)), folder) for path in (folder / "imagenet", tmp_path / "other")
+    )
+    assert one.digest != other.digest and main._load(replace(TINY, path=str(folder / "imagenet")), folder) is one
 
 
 @pytest.mark.slow
