@@ -15,6 +15,7 @@ import importlib
 import os
 import re
 import shlex
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterable
@@ -423,6 +424,32 @@ def remember(folder: Path) -> None:
 
 def command() -> int:
     """The command line: runs `main` and turns what it raises into lines and exit codes."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:  # one of several ranks of torchrun
+        from lth import parallel
+
+        if rank := parallel.begin():
+            return _follow(rank)
+        try:
+            return _command()
+        finally:
+            parallel.end()
+    return _command()
+
+
+def _follow(rank: int) -> int:
+    """The command line of a rank other than 0: it knows no configuration, writes nothing, says only what ended it."""
+    from lth.execute import follow
+
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # rank 0 says what there is to say of Ctrl-C
+    try:
+        follow()
+    except Exception as error:
+        print(f"rank {rank}: {type(error).__name__}: {_first_line(error)}"[:200], file=sys.stderr)
+        return 1
+    return 0
+
+
+def _command() -> int:
     asked_for_traces = "HYDRA_FULL_ERROR" in os.environ
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises what it would otherwise print
     try:
@@ -432,6 +459,7 @@ def command() -> int:
         return 130
     except Exception as error:
         from lth.cell import CellError
+        from lth.parallel import RankError
         from lth.store import StoreError
 
         if asked_for_traces:
@@ -440,7 +468,7 @@ def command() -> int:
             refuse(str(error))
         if isinstance(error, HydraException | OmegaConfBaseException) or "Config group override must" in str(error):
             refuse(explain(error))
-        if isinstance(error, CellError):
+        if isinstance(error, CellError | RankError):
             fail(error)
         raise
     return 0

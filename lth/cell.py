@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from lth import __version__
 from lth.execute import Failure, execute
+from lth.parallel import num_ranks
 from lth.perform import Context, value
 from lth.plan import Plan, measure_step, plan
 from lth.progress import Progress
@@ -143,7 +144,7 @@ def _estimate(todo: Plan, context: Context, workers: int) -> str:
                 kinds[kind] = measure_step(run, context)
             except ValueError:  # at a file that is no image: its training says so, and the others go on
                 return ""
-        seconds += kinds[kind][0] * run.num_steps / max(1, workers)
+        seconds += kinds[kind][0] * run.num_steps / max(1, workers, num_ranks())
         size += kinds[kind][1] * todo.num_states / len(todo.trainings)
     return f"; about {seconds:.0f} s, {size / 1e6:.0f} MB"
 

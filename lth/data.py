@@ -4,7 +4,7 @@ The test split is touched once per trained network (design law 8); every choice 
 examples go where is fixed by a split seed; the normalisation comes from the training split. Batches are a function of
 (order seed, step), never of an iterator's history (design law 1): epoch e visits permutation(order seed, e), the last
 incomplete batch of an epoch is dropped. So is augmentation: it is drawn from seed(order seed, step, "augment"), and no
-other split ever sees it.
+other split ever sees it. Where several ranks train one network, each gets its share of that batch.
 
 On the device a data set is float32 where it is not augmented and takes at most RESIDENT bytes so, else uint8 that is
 normalised as it is read: a quarter of the memory, the same bits, and on one thread 1.6% of a step of LeNet-300-100 at
@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from lth.parallel import share
 from lth.seeds import generator, permutation, seed
 from lth.stream import Files
 
@@ -40,8 +41,10 @@ class Split(NamedTuple):
 
     def batches(self, batch_size: int) -> Iterator["Split"]:
         """The examples in order, batch_size at a time; of a stream, whose images are made for it, at most CHUNK."""
-        size = min(batch_size, CHUNK) if isinstance(self.x, Stream) else batch_size
-        return starmap(Split, zip(self.x.split(size), self.y.split(size), strict=True))
+        streamed = isinstance(self.x, Stream)
+        size = min(batch_size, CHUNK) if streamed else batch_size
+        images = self.x.split(size) if streamed else map(share, self.x.split(size))  # a stream reads its share alone
+        return starmap(Split, zip(images, map(share, self.y.split(size)), strict=True))
 
 
 class Pixels:
@@ -140,8 +143,10 @@ class Augment:
 
     def __call__(self, pixels: Pixels, chosen: Tensor, rng: torch.Generator) -> Tensor:
         """The images of a batch, augmented and normalised: moved as uint8, a quarter of the bytes and of the time."""
-        x = pixels.raw.index_select(0, chosen)
-        top, left, flipped, row, column = self.draw(len(x), x.shape[2], x.shape[3], rng).to(x.device)
+        # drawn for the whole batch, whoever takes which part of it
+        drawn = self.draw(len(chosen), pixels.shape[2], pixels.shape[3], rng)
+        x = pixels.raw.index_select(0, share(chosen))
+        top, left, flipped, row, column = (share(numbers) for numbers in drawn.to(x.device))
         x = pixels.normalise(move(x, top, left, flipped.bool(), self.crop) if self.crop or self.flip else x)
         return cut(x, row, column, self.cutout) if self.cutout else x
 
@@ -213,10 +218,10 @@ class Data:
                 yield Split(train.x.normalise(images), train.y.index_select(0, chosen.to(train.y.device)))
         for step, chosen in steps:
             if self.augment is None:
-                x = train.x.index_select(0, chosen)
+                x = train.x.index_select(0, share(chosen))
             else:
                 x = self.augment(train.x, chosen, generator(seed(order_seed, step, "augment")))
-            yield Split(x, train.y.index_select(0, chosen))
+            yield Split(x, train.y.index_select(0, share(chosen)))
 
     def _steps(self, order_seed: int, batch_size: int, step: int) -> Iterator[tuple[int, Tensor]]:
         """(step, the positions of its examples) from a step on, without end; a stream looks them up on the CPU."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from lth.numerics import KINDS
+from lth.parallel import local_rank, num_ranks
 
 
 @dataclass(frozen=True)
@@ -16,6 +17,7 @@ class Device:
     workers: processes that train side by side, each with one intra-op thread, so that results do not depend on their
     number; auto: one a core on a CPU, one on a GPU; 0: none, everything in this process, for debuggers.
     numerics: of training and of its evaluation: reference, bf16, or on a GPU fp16 (lth/numerics.py).
+    Under torchrun a rank has no workers, and the GPU of its number.
     """
 
     kind: str = "auto"
@@ -42,6 +44,15 @@ class Device:
             raise ValueError(f"device.numerics=fp16 is for device=cuda, this is {self.kind}; use bf16 or reference")
         if self.workers == "auto":
             object.__setattr__(self, "workers", num_cores() if self.kind == "cpu" else 1)
+
+        if num_ranks() > 1:
+            here, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
+            if self.kind == "mps":
+                raise ValueError("device=mps trains in one process; run it without torchrun, or with device=cpu")
+            if self.kind == "cuda" and here > gpus:
+                raise ValueError(f"device=cuda: {here} ranks on {gpus} GPUs here; take --nproc_per_node={gpus}")
+            object.__setattr__(self, "index", local_rank())
+            object.__setattr__(self, "workers", 0)
 
     @property
     def name(self) -> str:

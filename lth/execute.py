@@ -4,10 +4,13 @@ it is there. What fails takes with it only what is built on it.
 Any number of processes may execute on one store at once, also the same plan. A unit in work is leased there; what
 another process has leased waits until there is nothing else to do, and is then found done, or taken over from a dead
 owner.
+
+Under torchrun rank 0 executes; the other ranks `follow` it into each run, which all train together.
 """
 
 import contextlib
 import heapq
+import math
 import signal
 import time
 import traceback
@@ -17,6 +20,7 @@ from typing import Any
 
 from filelock import SoftFileLease, Timeout
 
+from lth import parallel
 from lth.data import Data
 from lth.perform import Context, Tell, perform
 from lth.plan import Plan
@@ -131,17 +135,28 @@ def execute(
     tell("point", result key, point, fraction of the run) as runs are evaluated; tell("done", stages) as units are
     committed; tell("served", stages) as another process is found to have committed them; tell("failed", stages,
     failure). Returns the failures by stage key: of units that raised, of units whose worker died twice, and of all that
-    is built on them. The rest is done nevertheless.
+    is built on them. The rest is done nevertheless. Raises RankError where it was a run that other ranks are in.
     """
     with contextlib.closing(Board(todo, store, tell)) as board:
         if workers == 0:
+            sent: set[str] = set()
             while board.open:
                 if (unit := board.take()) is None:
                     time.sleep(LOOK_SECONDS)
                     continue
+                stages = todo.units[unit]
+                joint = parallel.num_ranks() > 1 and "run" in stages[0].inputs
+                if joint:
+                    run = stages[0].inputs["run"]
+                    news = {run.data.digest: context.raw[run.data.digest]} if run.data.digest not in sent else {}
+                    sent.update(news)
+                    parallel.tell((store.root.absolute(), run.device, news, [_shallow(stage) for stage in stages]))
                 try:
-                    perform(todo.units[unit], store, context, tell, checkpoint_seconds)
+                    with parallel.together() if joint else contextlib.nullcontext():
+                        perform(stages, store, context, tell, checkpoint_seconds)
                 except Exception as error:
+                    if parallel.world()[1] > 1:
+                        raise parallel.RankError(f"rank 0 left a training: {_one_line(error)}") from error
                     board.fail(unit, Failure(_one_line(error), traceback.format_exc()))
                 else:
                     board.done(unit)
@@ -201,3 +216,29 @@ def _work(pipe: Any, root: Path, raw: dict[str, Data], device: str, checkpoint_s
                 pipe.send((unit, "failed", _one_line(error), traceback.format_exc()))
             else:
                 pipe.send((unit, "done"))
+
+
+class _ReadOnly(Store):
+    """The store as ranks other than 0 see it: what they compute, rank 0 writes."""
+
+    def commit(self, stage: Stage, value: Any, about: dict) -> None:
+        pass
+
+    def checkpoint(self, key: str, step: int, parts: tuple[dict, dict]) -> None:
+        pass
+
+    def finished(self, key: str) -> None:
+        pass
+
+
+def follow() -> None:
+    """The life of a rank other than 0: the runs that rank 0 announces, with the data they need, until it ends."""
+    raw: dict[str, Data] = {}
+    contexts: dict[str, Context] = {}  # by class of device
+    while (told := parallel.tell()) is not None:
+        root, kind, news, stages = told
+        raw.update(news)
+        name = f"{kind}:{parallel.local_rank()}" if kind == "cuda" else kind
+        context = contexts.setdefault(kind, Context(name, raw))
+        with contextlib.suppress(parallel.MismatchError), parallel.together():
+            perform(stages, _ReadOnly(root), context, lambda *event: None, math.inf)

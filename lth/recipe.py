@@ -19,6 +19,8 @@ from typing import Any, Protocol
 
 import torch
 
+from lth.parallel import num_ranks
+
 
 class Schedule(Protocol):
     """Multiplier of the learning rate in [0, 1] at `step` of `steps`."""
@@ -91,8 +93,9 @@ class Recipe:
     """How a network is trained.
 
     optimizer: a class of torch.optim; options: its arguments beside lr (momentum, weight_decay, ...).
-    lr: > 0. batch_size: 1 to the size of the training split. steps: >= 1. warmup: 0 to steps, linear.
-    eval_every: steps between evaluations on the validation split, among which early stopping chooses.
+    lr: > 0. batch_size: 1 to the size of the training split, of all ranks together. steps: >= 1.
+    warmup: 0 to steps, linear. eval_every: steps between evaluations on the validation split, among which early
+    stopping chooses.
     label_smoothing: in [0, 1), 0 is none. clip: > 0, the largest L2 norm of the gradient of the survivors, a longer one
     is scaled down to it (Pascanu et al. 2013, https://arxiv.org/abs/1211.5063); null is none.
     ema: in [0, 1), the decay of an exponential moving average of weights and batch norm statistics, a <- ema * a +
@@ -123,6 +126,11 @@ class Recipe:
         """
         if not isinstance(self.batch_size, int) or not 1 <= self.batch_size <= num_train:
             raise ValueError(f"recipe.batch_size={self.batch_size} must be 1 to {num_train} (the training split)")
+        if self.batch_size % num_ranks():
+            raise ValueError(
+                f"recipe.batch_size={self.batch_size} must be a multiple of the world size {num_ranks()}: each rank of "
+                "torchrun takes an equal share of every batch"
+            )
         per_epoch = num_train // self.batch_size
         if not isinstance(self.lr, int | float) or not 0 < self.lr < math.inf:
             raise ValueError(f"recipe.lr={self.lr} must be a number above 0")
@@ -138,8 +146,11 @@ class Recipe:
                 raise ValueError(f"recipe.{name}={getattr(self, name)} must be in [0, 1)")
         if self.clip is not None and not self.clip > 0:
             raise ValueError(f"recipe.clip={self.clip} must be above 0, or null for no clipping")
-        if self.accumulate < 1 or self.batch_size % self.accumulate:
-            raise ValueError(f"recipe.accumulate={self.accumulate} must divide recipe.batch_size={self.batch_size}")
+        if self.accumulate < 1 or self.batch_size % (self.accumulate * num_ranks()):
+            of = f"of each of {num_ranks()} ranks" if num_ranks() > 1 else ""
+            raise ValueError(
+                f"recipe.accumulate={self.accumulate} must divide recipe.batch_size={self.batch_size} {of}"
+            )
         schedule = self.schedule
         if isinstance(schedule, Step):
             drops = [num_steps(drop, per_epoch, "recipe.schedule.drops") for drop in schedule.drops]

@@ -22,6 +22,8 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
+from lth.parallel import share
+
 AHEAD = 2  # batches read before they are asked for; so AHEAD + 1 are held, at 38 MB for 256 images of 224 x 224
 SCALE, RATIO, TRIES = (0.08, 1.0), (3 / 4, 4 / 3), 10  # torchvision.transforms.RandomResizedCrop
 NUMBERS = 2 * TRIES + 3  # area and ratio of each try, top, left, mirrored
@@ -99,7 +101,7 @@ class Files:
 
     def ahead(self, batches: Iterable[tuple[Tensor, Generator | None]]) -> Iterator[tuple[Tensor, Tensor]]:
         """(chosen, their images) of each batch: positions `chosen`, int64 [n], and the generator from which their
-        random parts are drawn, or None for the middle. AHEAD batches are in work while one is used; no thread is left
+        random parts are drawn, or None for the middle; of several ranks, this one's share of it. AHEAD batches are in work while one is used; no thread is left
         when the iterator is closed. Raises ValueError, one line, at a file that is no image."""
         # Threads: a training runs in a daemonic process, which may have no children, and PIL leaves Python's lock to
         # the others while it decodes and resizes
@@ -107,8 +109,10 @@ class Files:
 
         def submit(batch: tuple[Tensor, Generator | None]) -> tuple[Tensor, Tensor, list[Future]]:
             chosen, rng = batch
+            # drawn for the whole batch, whoever takes which part of it
+            drawn = share(torch.rand(len(chosen), NUMBERS, generator=rng, dtype=torch.float64)).tolist() if rng else ()
+            chosen = share(chosen)
             images = torch.empty(len(chosen), *self.shape[1:], dtype=torch.uint8)
-            drawn = torch.rand(len(chosen), NUMBERS, generator=rng, dtype=torch.float64).tolist() if rng else ()
             places = zip(images, chosen.tolist(), drawn or [None] * len(chosen), strict=True)
             return chosen, images, [pool.submit(self._read, *place) for place in places]
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from lth import parallel
 from lth.data import Data, Source, Split
 from lth.mask import Mask
 from lth.numerics import loss_scaler
@@ -87,7 +88,7 @@ def evaluate(model: nn.Module, split: Split, batch_size: int = 4096) -> tuple[fl
         loss += cross_entropy(logits, y, reduction="sum")
         correct += (logits.argmax(1) == y).sum()
     model.train(training)
-    return loss.item() / len(split.y), correct.item() / len(split.y)
+    return parallel.sum_(loss).item() / len(split.y), parallel.sum_(correct).item() / len(split.y)
 
 
 def load(model: nn.Module, params: Mapping[str, Tensor], buffers: Mapping[str, Tensor]) -> None:
@@ -182,8 +183,10 @@ def train(
     weights themselves.
     movement: tensors by the names of weights, on the device, from which each step takes w * dL/dw in place (Sanh et al.
     2020, https://arxiv.org/abs/2005.07683); what they were at the start goes on (law 1).
+    Within parallel.together all ranks train one network, each on its share of every batch.
     """
     history = history if history is not None else History()
+    parallel.join(model, mask or {}, start.pack()[0])
     load(model, start.params, start.buffers)
     params = dict(model.named_parameters())
     optimizer = recipe.build(list(params.values()))
@@ -218,6 +221,7 @@ def train(
         if step >= stop:
             break
         loss = _backward(model, x, y, recipe, scaler)
+        parallel.average_(weight.grad for weight in params.values())
         scaler.unscale_(optimizer)
         if masked:
             torch._foreach_mul_([weight.grad for weight in masked], masks)  # type: ignore
@@ -237,6 +241,7 @@ def train(
         step += 1
         evaluated = (step - start.step) % int(recipe.eval_every) == 0 or step == stop
         if evaluated:
+            parallel.average_([losses[: step - measured]])
             train_losses = losses[: step - measured].tolist()
             with average.shown():
                 val_loss, val_accuracy = evaluate(model, data.val)
