@@ -109,11 +109,13 @@ def sum_(tensor: Tensor) -> Tensor:
 
 def average_(tensors: Iterable[Tensor | None]) -> None:
     """Replace tensors by their mean over ranks, in one message; None, a gradient that is not there, stays."""
-    size, present = world()[1], [tensor for tensor in tensors if tensor is not None]
-    if size > 1:
-        flat = sum_(torch.cat([tensor.flatten() for tensor in present])).div_(size)
-        for tensor, mean in zip(present, flat.split([tensor.numel() for tensor in present]), strict=True):
-            tensor.copy_(mean.view_as(tensor))
+    _, size = world()
+    if size == 1:
+        return
+    present = [tensor for tensor in tensors if tensor is not None]
+    flat = sum_(torch.cat([tensor.flatten() for tensor in present])).div_(size)
+    for tensor, mean in zip(present, flat.split([tensor.numel() for tensor in present]), strict=True):
+        tensor.copy_(mean.view_as(tensor))
 
 
 def join(model: nn.Module, *parts: Mapping[str, Tensor]) -> None:
