@@ -101,8 +101,9 @@ class Files:
 
     def ahead(self, batches: Iterable[tuple[Tensor, Generator | None]]) -> Iterator[tuple[Tensor, Tensor]]:
         """(chosen, their images) of each batch: positions `chosen`, int64 [n], and the generator from which their
-        random parts are drawn, or None for the middle; of several ranks, this one's share of it. AHEAD batches are in work while one is used; no thread is left
-        when the iterator is closed. Raises ValueError, one line, at a file that is no image."""
+        random parts are drawn, or None for the middle; of several ranks, this one's share of it. AHEAD batches are in
+        work while one is used; no thread is left when the iterator is closed. Raises ValueError, one line, at a file
+        that is no image."""
         # Threads: a training runs in a daemonic process, which may have no children, and PIL leaves Python's lock to
         # the others while it decodes and resizes
         pool = ThreadPoolExecutor(self.threads)
