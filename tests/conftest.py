@@ -4,8 +4,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from lth.branch.random_mask import RandomMask
 from lth.branch.random_reinit import RandomReinit
@@ -84,6 +86,25 @@ class Bench:
 
     def numbers(self, trainings: list[Entry]) -> list[dict]:
         return [self.store.read(training.stage) for training in trainings]
+
+
+SHAPES = [(20, 30), (33, 18), (40, 9), (9, 41), (16, 16), (50, 24)]  # some no try fits into, some shorter than a side
+
+
+def write_images(
+    root: Path, num: int = 9, names: tuple = ("n01", "n02"), parts: tuple = ("train", "val"), seed: int = 0
+):
+    """num images a class and part, JPEG, PNG, grey among them, of differing sizes."""
+    rng = np.random.default_rng(seed)
+    for part in parts:
+        for name in names:
+            (root / part / name).mkdir(parents=True)
+            for i in range(num):
+                high, wide = SHAPES[i % len(SHAPES)]
+                pixels = np.kron(rng.integers(0, 256, (high // 3, wide // 3, 3)), np.ones((3, 3, 1))).astype(np.uint8)
+                image = Image.fromarray(pixels).convert("L" if i == 4 else "RGB")
+                image.save(root / part / name / f"{name}_{i}.{'png' if i % 3 == 0 else 'JPEG'}")
+    return root
 
 
 @pytest.fixture

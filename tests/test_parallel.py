@@ -13,15 +13,16 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from conftest import Bench
+from conftest import Bench, write_images
 from test_train import data, final, half, started
 from torch import nn
 
 import lth.perform
 from lth import parallel
 from lth.criterion.movement import Movement
-from lth.data import Augment, Data, Pixels, Split
+from lth.data import Augment, Data, Pixels, Split, Stream
 from lth.dataset.fake import Fake
+from lth.dataset.imagenet import Imagenet
 from lth.device import Device
 from lth.execute import _ReadOnly, execute, follow
 from lth.mask import Mask
@@ -106,11 +107,19 @@ def numbers() -> Data:
     return dataclasses.replace(whole, train=train_, val=val, test=test)
 
 
-def trained(name: str) -> dict[str, Any]:
-    """Ten steps under a mask, with momentum and weight decay: every number that comes of it."""
+def files(folder: Path) -> Data:
+    """A stream of images of differing sizes, read as 8 x 8 and normalised in float64."""
+    whole = Imagenet([0.5] * 3, [0.25] * 3, str(folder), size=8, resize=9, num_val=9, threads=1)(Path())
+    parts: Any = (Split(Stream(x, WIDE * 128, WIDE * 64), y) for x, y in (whole.train, whole.val, whole.test))  # type: ignore[arg-type]
+    return Data(*parts, whole.num_classes)
+
+
+def trained(name: str, folder: Path) -> dict[str, Any]:
+    """Ten steps under a mask, with all that a recipe has: every number that comes of it."""
     given, model = {
         "mlp": lambda: (numbers(), Mlp([8])((1, 4, 4), 3)),
         "resnet_20": lambda: (images(), Resnet(20, "B")((3, 8, 8), 4)),
+        "stream": lambda: (files(folder), Mlp([8])((3, 8, 8), 2)),
     }[name]()
     rng = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -119,7 +128,8 @@ def trained(name: str) -> dict[str, Any]:
     model.double()
     moved = {name: torch.zeros_like(weight) for name, weight in lth.mask.prunable(model).items()}
     options = {"momentum": 0.9, "weight_decay": 0.01, "nesterov": True}
-    recipe = Recipe("SGD", 0.05, 20, 10, 5, options=options).on(len(given.train.y))
+    more: dict[str, Any] = {"label_smoothing": 0.1, "clip": 1.0, "ema": 0.8, "accumulate": 2}
+    recipe = Recipe("SGD", 0.05, 20, 10, 5, options=options, **more).on(len(given.train.y))
     start, end, points = TrainState.of(model), None, []
     for _, state, history in train(model, start, half(model), recipe, given, 5, 10, movement=moved):
         end, points = state(), history.points
@@ -132,23 +142,25 @@ def trained(name: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def trained_together(name: str) -> dict[str, Any]:
+def trained_together(name: str, folder: Path) -> dict[str, Any]:
     with parallel.together():
-        return trained(name)
+        return trained(name, folder)
 
 
-@pytest.mark.parametrize("name", ["mlp", "resnet_20"])
-def test_ranks_are_one_process(ranks, name):
+@pytest.mark.parametrize("name", ["mlp", "resnet_20", "stream"])
+def test_ranks_are_one_process(ranks, name, tmp_path):
     """Two ranks on their shares give the weights, batch norm's statistics, moments, movement, losses and accuracies of
     one process on whole batches: float64, where rounding is all that may differ. Between ranks no bit does."""
-    alone, (first, second) = trained(name), ranks(trained_together, name)
+    if name == "stream":
+        write_images(tmp_path, 20)
+    alone, (first, second) = trained(name, tmp_path), ranks(trained_together, name, tmp_path)
     assert alone.keys() == first.keys() == second.keys()
     for key, expected in alone.items():
         assert torch.equal(torch.as_tensor(first[key]), torch.as_tensor(second[key])), key
         # the loss of each step is recorded as float32
         tolerance = 1e-6 if key.startswith("train_loss") else 1e-10
         torch.testing.assert_close(first[key], expected, rtol=tolerance, atol=tolerance, msg=key)
-    assert first["params:1.weight" if name == "mlp" else "params:0.weight"].dtype == torch.float64
+    assert first["params:0.weight" if name == "resnet_20" else "params:1.weight"].dtype == torch.float64
 
 
 def float32_together() -> TrainState:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import Bench
+from conftest import Bench, write_images
 from PIL import Image
 from test_bad_input import refused as command_refused
 from test_formats import refused
@@ -42,28 +42,13 @@ from lth.stream import AHEAD, NUMBERS, TRIES, Files, box, decode
 from lth.train import TrainState, evaluate, train
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
-SHAPES = [(20, 30), (33, 18), (40, 9), (9, 41), (16, 16), (50, 24)]  # some no try fits into, some shorter than a side
-
-
-def write(root: Path, num: int = 9, names: tuple = ("n01", "n02"), parts: tuple = ("train", "val"), seed: int = 0):
-    """num images a class and part, JPEG, PNG, grey among them, of differing sizes."""
-    rng = np.random.default_rng(seed)
-    for part in parts:
-        for name in names:
-            (root / part / name).mkdir(parents=True)
-            for i in range(num):
-                high, wide = SHAPES[i % len(SHAPES)]
-                pixels = np.kron(rng.integers(0, 256, (high // 3, wide // 3, 3)), np.ones((3, 3, 1))).astype(np.uint8)
-                image = Image.fromarray(pixels).convert("L" if i == 4 else "RGB")
-                image.save(root / part / name / f"{name}_{i}.{'png' if i % 3 == 0 else 'JPEG'}")
-    return root
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     """<folder>/imagenet: 2 classes of 9 images to train on, and 9 to test on."""
     root = tmp_path_factory.mktemp("stream")
-    write(root / "imagenet")
+    write_images(root / "imagenet")
     return root
 
 
@@ -452,9 +437,9 @@ def test_settings_that_cannot_be(folder, fields, expected):
 
 def test_folders_that_are_no_imagenet(tmp_path):
     """No val/, one class, a class without images, other classes to test on: one line that says what to put where."""
-    write(tmp_path / "imagenet", names=("cat",), parts=("train",))
+    write_images(tmp_path / "imagenet", names=("cat",), parts=("train",))
     assert refused(TINY, tmp_path).endswith("has no folder val/; put each image there as val/<class>/<image>")
-    write(tmp_path / "imagenet", names=("cat", "dog"), parts=("val",))
+    write_images(tmp_path / "imagenet", names=("cat", "dog"), parts=("val",))
     assert "at least 2 classes; there are cat: 9" in refused(TINY, tmp_path)
     (tmp_path / "imagenet" / "train" / "dog").mkdir()
     assert "at least 2 classes; there are cat: 9, dog: 0" in refused(TINY, tmp_path)
@@ -474,7 +459,7 @@ LINE = (
 
 def test_two_places_are_two_data_sets(folder, tmp_path, monkeypatch):
     """A sweep over dataset.path reads each place, once, though no key says where it is."""
-    write(tmp_path / "other", seed=1)
+    write_images(tmp_path / "other", seed=1)
     monkeypatch.setattr(main, "_loaded", {})
     one, other = (
         main._load(replace(TINY, path=str(path)), folder) for path in (folder / "imagenet", tmp_path / "other")
@@ -485,7 +470,7 @@ def test_two_places_are_two_data_sets(folder, tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_a_command_trains_from_files(tmp_path):
     """Ten images a class: a dense network and a ticket, of which the files and no path are in the key."""
-    write(tmp_path / "data" / "imagenet", num=10)
+    write_images(tmp_path / "data" / "imagenet", num=10)
     ran = run_here(f"{LINE} data_dir=data", tmp_path)
     assert ran.code in (0, None), ran.err
     rows = ran.rows("job")
@@ -499,7 +484,7 @@ def test_a_command_trains_from_files(tmp_path):
 @pytest.mark.parametrize("part", ["train", "val"])
 def test_a_command_ends_at_a_damaged_file(tmp_path, part):
     """Met while training or testing, it is the one line that says why; nothing is written as a result."""
-    root = write(tmp_path / "data" / "imagenet", num=10)
+    root = write_images(tmp_path / "data" / "imagenet", num=10)
     for path in sorted((root / part / "n01").iterdir()):
         path.write_bytes(b"read me")
     ran = run_here(f"{LINE} data_dir=data", tmp_path)
@@ -515,7 +500,7 @@ def test_a_command_without_the_files(tmp_path):
 @pytest.mark.slow
 def test_a_command_with_workers_gives_the_rows_of_one_process(tmp_path):
     """`python main.py` in a process of its own, its workers reading the files; seconds apart the rows are alike."""
-    write(tmp_path / "data" / "imagenet", num=10)
+    write_images(tmp_path / "data" / "imagenet", num=10)
     here = run_here(f"{LINE} data_dir=data store=one", tmp_path)
     line = LINE.replace("hydra.run.dir=job", "hydra.run.dir=other")
     ran = run(f"{line} data_dir=data store=two device.workers=2", tmp_path)
