@@ -3,7 +3,7 @@
 Claim      as in experiments/tickets.py; and iterative pruning finds tickets at higher sparsity than one-shot pruning
 Source     Frankle & Carbin 2019, https://arxiv.org/abs/1803.03635, section 2, figures 3 and 4
 Figure     accuracy_vs_sparsity, early_stop_vs_sparsity
-Command    python main.py study=accuracy_vs_sparsity; with the paper's settings: study=paper/accuracy_vs_sparsity
+Command    python main.py study=accuracy_vs_sparsity; with the paper's settings: study=frankle2019_lenet
 Cost       132 trainings of 1,000 steps
 """
 

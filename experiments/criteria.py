@@ -17,16 +17,16 @@ from lth import plot
 from lth.analysis import Verdict, interval, means, points, table_of, weights
 
 
+def criterion_of(setting):
+    """What a setting says of the criterion and of when it pruned, as "snip" or "snip at init"."""
+    named = dict(re.findall(r"([\w.]+)=([\w.]+)", setting))
+    return named.get("criterion", "magnitude") + (" at init" if named.get("prune.when") == "init" else "")
+
+
 def of_criteria(rows):
-    """The dense networks and the tickets of all settings together: a ticket's branch is then what its setting says of
-    the criterion and of when it pruned, as "snip" or "snip at init"."""
-
-    def name(setting):
-        named = dict(re.findall(r"([\w.]+)=([\w.]+)", setting))
-        return named.get("criterion", "magnitude") + (" at init" if named.get("prune.when") == "init" else "")
-
+    """The dense networks and the tickets of all settings together: a ticket's branch is then its criterion_of."""
     tickets, dense = (rows[rows["branch"] == branch] for branch in ("ticket", "dense"))
-    named = tickets.assign(branch=tickets["setting"].map(name))
+    named = tickets.assign(branch=tickets["setting"].map(criterion_of))
     return pd.concat([dense.drop_duplicates("stage"), named]).assign(setting="")
 
 

@@ -4,7 +4,7 @@ Claim      rewinding the weights or the learning-rate schedule gives better netw
            learning rate; learning-rate rewinding is at least as good as weight rewinding
 Source     Renda et al. 2020, https://arxiv.org/abs/2003.02389, figures 1 and 2
 Figure     accuracy_vs_sparsity, one panel a way to retrain
-Command    python main.py study=rewind_or_finetune
+Command    python main.py study=rewind_or_finetune; with the paper's settings: study=renda2020_resnet
 Cost       90 trainings of 900 or 1,000 steps
 """
 
@@ -22,19 +22,23 @@ NAMES = {
 
 
 def verdict(rows):
-    """Each way of retraining against each other, paired by replicate, at the highest sparsity."""
-    last = rows[(rows["branch"] == "ticket") & (rows["sparsity"] == rows["sparsity"].max())]
-    ways = {name: part for setting, name in NAMES.items() if len(part := last[last["setting"] == setting])}
-    found = []
-    for better, worse in itertools.combinations(("learning-rate rewinding", "weight rewinding", "fine-tuning"), 2):
-        if better not in ways or worse not in ways:
-            continue
-        accuracy = [ways[name].set_index("replicate")["test_accuracy"] for name in (better, worse)]
-        mean, half, n = interval((accuracy[0] - accuracy[1]).dropna())
-        steps = [int(ways[name]["steps"].iloc[0]) for name in (better, worse)]
-        evidence = (
-            f"{better} ({steps[0]} steps) {points(mean, half, '+')} points above {worse} ({steps[1]} steps) at "
-            f"{weights(rows['sparsity'].max())} of the weights (paired t, 95%, n={n})"
-        )
-        found.append(Verdict(f"{better} above {worse}", mean > half if n > 1 else None, evidence))
+    """Each way of retraining against each other, paired by replicate, at the highest sparsity, network by network."""
+    tickets, found = rows[rows["branch"] == "ticket"], []
+    words = tickets["setting"].str.split(", ")
+    others = words.map(lambda one: ", ".join(word for word in one if word not in NAMES))
+    ways = words.map(lambda one: next((NAMES[word] for word in one if word in NAMES), ""))
+    for other, here in tickets.assign(way=ways).groupby(others, sort=False):
+        last = here[here["sparsity"] == here["sparsity"].max()]
+        where = f"{other}: " if other else ""
+        for better, worse in itertools.combinations(("learning-rate rewinding", "weight rewinding", "fine-tuning"), 2):
+            one, two = (last[last["way"] == way].set_index("replicate") for way in (better, worse))
+            if one.empty or two.empty:
+                continue
+            mean, half, n = interval((one["test_accuracy"] - two["test_accuracy"]).dropna())
+            steps = [int(part["steps"].iloc[0]) for part in (one, two)]
+            evidence = (
+                f"{where}{better} ({steps[0]} steps) {points(mean, half, '+')} points above {worse} ({steps[1]} steps) "
+                f"at {weights(last['sparsity'].max())} of the weights (paired t, 95%, n={n})"
+            )
+            found.append(Verdict(f"{where}{better} above {worse}", mean > half if n > 1 else None, evidence))
     return found

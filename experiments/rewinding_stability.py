@@ -7,7 +7,7 @@ Source     Frankle et al. 2019, https://arxiv.org/abs/1903.01611; Frankle et al.
            which finds LeNet on MNIST stable at initialisation already
 Figure     error barrier, distance between the copies, distance to the pruned network, accuracy, against k; test error
            along the line between the copies
-Command    python main.py study=rewinding_stability
+Command    python main.py study=rewinding_stability; with the paper's: study=frankle2020_resnet20, frankle2020_vgg16
 Cost       123 trainings of up to 1,000 steps (one dense training a replicate), 45 measurements
 """
 

@@ -73,6 +73,17 @@ LENET = "study=paper/accuracy_vs_sparsity"
         (["study=paper/rewinding_stability", "pattern.scope=layerwise"], None),
         (["study=paper/rewind_or_finetune", "rewind=learning_rate"], "Renda et al. 2020"),
         (["study=paper/rewind_or_finetune", "rewind=learning_rate", "rewind.at=1it"], None),
+        (["study=frankle2019_lenet"], "repro-lottery-ticket"),
+        (["study=frankle2019_conv"], "repro-lottery-ticket"),
+        (["study=frankle2019_conv", "model=conv_4", "replicates=1"], "repro-lottery-ticket"),
+        (["study=frankle2019_conv", "model=conv_4", "recipe=frankle2019_conv_2"], None),
+        (["study=frankle2019_conv", "dataset=cifar10"], None),  # augmented
+        (["study=frankle2020_resnet20"], "Frankle et al. 2020"),
+        (["study=frankle2020_vgg16"], "Frankle et al. 2020"),
+        (["study=frankle2020_vgg16", "recipe.lr=0.01"], None),  # the low variant, of which it prints no numbers
+        (["study=renda2020_resnet", "model=resnet_110", "rewind=renda2020"], "Renda et al. 2020"),
+        (["study=tanaka2020_vgg16", "criterion=synflow", "prune.sparsity=0.99"], "Tanaka et al. 2020"),
+        (["study=tanaka2020_vgg16", "criterion=synflow", "prune.when=trained"], None),
         ([], None),
     ],
 )
@@ -81,6 +92,15 @@ def test_numbers_are_found_where_the_setting_is_the_same(overrides, source):
     found = [one["source"] for one in published.matching(composed(*overrides)) if one["metric"] != "matches_down_to"]
     found = [name for name in found if not name.startswith("Frankle & Carbin")]  # differences: not to be drawn
     assert bool(found) == (source is not None) and all(source in name for name in found)
+
+
+@pytest.mark.parametrize("model", ["conv_2", "conv_4", "conv_6"])
+def test_each_network_has_its_own_recipe_and_rates(model):
+    """Of the three that one study sweeps over; the numbers of the paper are those of that network."""
+    config = composed("study=frankle2019_conv", f"model={model}")
+    assert all(published.same(config, key, f"frankle2019_{model}") for key in ("recipe", "pattern"))
+    gains = [one["mean"] for one in published.matching(config) if one["metric"] == "points_above_dense"]
+    assert gains == [{"conv_2": 3.4, "conv_4": 3.5, "conv_6": 3.3}[model]]  # section 3
 
 
 def test_units_are_ours():
@@ -113,7 +133,11 @@ def test_published_stands_beside_ours(study):
     rows = analysis.load(study)
     found = published.beside(rows, study)
     early = found[found["metric"] == "early_stop_test_accuracy"]
-    assert set(early["setting"]) == {""} and len(early) == 20
+    assert set(early["setting"]) == {""} and early["branch"].value_counts().to_dict() == {
+        "dense": 1,
+        "ticket": 19,
+        "random_reinit": 2,
+    }
     figure = plot.figure(rows, "test_accuracy", found.assign(metric="test_accuracy"))
     labels = [text.get_text() for legend in figure.legends for text in legend.get_texts()]
     assert any("repro-lottery-ticket" in label for label in labels)

@@ -9,14 +9,19 @@ from pathlib import Path
 import hydra
 import pandas as pd
 import pytest
+import yaml
+from omegaconf import open_dict
 from rich.console import Console
 from test_main import run_here
 
 import main
 from lth import analysis
+from lth.plan import plan
+from lth.store import Store
 
 CONF = Path(main.__file__).parent / "conf" / "study"
-STUDIES = sorted(path.stem for path in CONF.glob("*.yaml"))
+OF_PAPERS = sorted(path.stem for path in (CONF / "quick").glob("*.yaml"))  # their own size has no folder
+STUDIES = sorted({path.stem for path in CONF.glob("*.yaml")} - set(OF_PAPERS))
 TINY = (
     "dataset=digits model=mlp model.hidden=[8] recipe.steps=60it recipe.eval_every=30it replicates=2 "
     "prune.sparsity=0.6 wandb=disabled device=cpu device.workers=0 hydra.run.dir=out hydra.sweep.dir=out"
@@ -36,6 +41,20 @@ OF_STUDY = {  # what a tiny size must set otherwise
 }
 
 
+QUICKER = (  # the quick studies keep their data and networks
+    "recipe.steps=40it recipe.eval_every=20it replicates=2 wandb=disabled device=cpu device.workers=0 "
+    "hydra.run.dir=out hydra.sweep.dir=out"
+)
+QUICKER_OF = {
+    "quick/frankle2019_lenet": "prune.num_rounds=1",
+    "quick/frankle2019_conv": "prune.num_rounds=1",
+    "quick/frankle2020_resnet20": "prune.num_rounds=1 rewind.at=0it,20it recipe.schedule.drops=[20it,30it]",
+    "quick/frankle2020_vgg16": "prune.num_rounds=1 rewind.at=0it,20it recipe.schedule.drops=[20it,30it]",
+    "quick/renda2020_resnet": "prune.num_rounds=1 recipe.schedule.drops=[20it,30it]",
+    "quick/tanaka2020_vgg16": "prune.sparsity=0.9,0.99 criterion=magnitude,synflow recipe.schedule.drops=[20it,30it]",
+}
+
+
 def shown(table) -> str:
     console = Console(width=120)
     with console.capture() as capture:
@@ -43,28 +62,71 @@ def shown(table) -> str:
     return capture.get()
 
 
+def experiment_of(study: str) -> str:
+    """The name of the module in experiments/ that a study's yaml, or what it builds upon, says."""
+    written = yaml.safe_load((CONF / f"{study}.yaml").read_text())
+    return written.get("study") or experiment_of(written["defaults"][0].removeprefix("/study/"))
+
+
 def test_every_study_has_its_experiment():
-    """One yaml and one file of experiments a study, which says claim, source, figure, command and cost."""
+    """A file of experiments, which says claim, source, figure, command and cost, for each yaml that is not of a paper;
+    those are asked by the same files, and each has a quick one and the whole, named alike and read alike."""
     for study in STUDIES:
+        assert experiment_of(study) == study
+    for study in OF_PAPERS:
+        assert experiment_of(study) == experiment_of(f"quick/{study}")
+    for study in [*STUDIES, *map(experiment_of, OF_PAPERS)]:
         module = main.experiment(study)
         assert module.__name__ == f"experiments.{study}"
         assert all(word in module.__doc__ for word in ("Claim", "Source", "Figure", "Command", "Cost")), study
         assert {"table", "verdict"} <= set(dir(module))
 
 
+@pytest.mark.parametrize(
+    ("study", "trainings", "measurements"),
+    [
+        ("frankle2019_lenet", 3 * (1 + 7 * 4 - 1), 0),  # at the first level one shot is the ticket
+        ("frankle2019_conv", 3 * (1 + 6 * 2), 0),
+        ("frankle2020_resnet20", 3 * (2 + 2 + 1), 2 * 3),  # dense and its fork, two tickets, a fork
+        ("frankle2020_vgg16", 3 * (2 + 1 + 1), 2 * 3),
+        ("renda2020_resnet", 3 * (1 + 3), 0),
+        ("tanaka2020_vgg16", 3 * 2, 3),
+    ],
+)
+def test_quick_study_is_planned(study, trainings, measurements, tmp_path):
+    """The first job of each, built and planned without training: so many trainings, counted by hand."""
+    folders = [f"{key}={tmp_path}" for key in ("store", "hydra.run.dir", "hydra.sweep.dir")]
+    with hydra.initialize_config_dir(str(CONF.parent), version_base="1.3"):
+        cfg = hydra.compose("config", [f"study=quick/{study}", *folders], return_hydra_config=True)
+    with open_dict(cfg):
+        settings = cfg.pop("hydra")
+    assert cfg.replicates == 3 and cfg.dataset._target_.split(".")[-1] in ("Mnist5k", "Digits")  # here already
+    job = main.build(cfg, settings)
+    todo = plan([[entry.stage for entry in job.cell.entries]], Store(tmp_path))
+    assert len(todo.trainings) == trainings
+    assert str(todo).endswith(f"; {measurements} measurements to do") or not measurements
+
+
+def test_compressions_of_the_paper_are_powers_of_ten():
+    """1 - 10^-x at x = 0.25, 0.5, ... 3, as figure 6 of Tanaka et al. 2020 has them."""
+    written = yaml.safe_load((CONF / "tanaka2020_vgg16.yaml").read_text())["hydra"]["sweeper"]["params"]
+    sparsities = [float(word) for word in written["prune.sparsity"].split(",")]
+    assert sparsities == pytest.approx([1 - 10 ** -(quarter / 4) for quarter in range(1, 13)], abs=1e-6)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("study", STUDIES)
+@pytest.mark.parametrize("study", [*STUDIES, *(f"quick/{study}" for study in OF_PAPERS)])
 def test_study_runs(study, tmp_path):
     """From the command line to its figure and its verdicts; typed again, nothing is left to do."""
-    words = f"study={study} {TINY} {OF_STUDY[study]}"
+    words = f"study={study} {QUICKER if study in QUICKER_OF else TINY} {(OF_STUDY | QUICKER_OF)[study]}"
     if study == "rewind_or_finetune":  # its sweep is over rewinds, of which not all have a step
         words = words.replace("rewind.at=20it", "recipe.schedule.drops=[30it,45it]").replace("60it", "120it")
     ran = run_here(words, tmp_path)
     assert ran.code == 0, ran.err
-    rows = analysis.load(tmp_path / "out")
-    assert set(rows["study"]) == {study} and rows["diverged_step"].isna().all()
-    module = main.experiment(study)
-    drawn = study if hasattr(module, "figure") else "accuracy_vs_sparsity"
+    rows, name = analysis.load(tmp_path / "out"), experiment_of(study)
+    assert set(rows["study"]) == {name} and rows["diverged_step"].isna().all()
+    module = main.experiment(name)
+    drawn = name if hasattr(module, "figure") else "accuracy_vs_sparsity"
     assert (tmp_path / "out" / "report" / f"{drawn}.png").stat().st_size
     assert shown(module.table(rows)).strip()
     verdicts = module.verdict(rows)
@@ -74,7 +136,7 @@ def test_study_runs(study, tmp_path):
     assert again.code == 0 and again.plan[1] == 0 and "measurements to do" not in again.out
 
 
-PAPER = sorted(path.stem for path in (CONF / "paper").glob("*.yaml"))
+PAPER = [*(f"paper/{path.stem}" for path in sorted((CONF / "paper").glob("*.yaml"))), *OF_PAPERS]
 FEW = (  # a few steps on data of the right shape, at one sparsity
     "recipe.steps=4it recipe.eval_every=2it recipe.batch_size=20 replicates=1 prune=one_shot prune.sparsity=0.5 "
     "wandb=disabled device=cpu device.workers=0 hydra.run.dir=out hydra.sweep.dir=out"
@@ -90,19 +152,22 @@ IMAGES = (
 def test_study_of_the_papers_size_runs_for_a_few_steps(study, tmp_path):
     """The paper's own networks, optimiser and schedule, on images of their shape that nobody has to download."""
     with hydra.initialize_config_dir(str(CONF.parent), version_base="1.3"):
-        composed = hydra.compose("config", ["hydra/launcher=basic", f"study=paper/{study}"])
-    words = f"study=paper/{study} {FEW} "
+        composed = hydra.compose("config", ["hydra/launcher=basic", f"study={study}"])
+    name = composed.study
+    words = f"study={study} {FEW} "
     words += IMAGES if "cifar" in composed.dataset._target_ else "dataset=mnist_5k"
-    if study in ("rewinding_stability", "linear_mode_connectivity", "landscape"):
+    if name in ("rewinding_stability", "linear_mode_connectivity", "landscape"):
         words += " rewind.at=0it,2it"
     words += " branch.stability.num_alphas=2 branch.stability.num_orders=2" if "stability" in composed.branch else ""
     small = {"num_examples": 4, "num_steps": 2, "num_eigenvalues": 1, "num_vectors": 2, "num_directions": 1}
-    words += "".join(f" branch.landscape.{n}={v}" for n, v in small.items()) if study == "landscape" else ""
-    words += " branch.levels=all" if study != "rewind_or_finetune" else ""
+    words += "".join(f" branch.landscape.{n}={v}" for n, v in small.items()) if name == "landscape" else ""
+    words += " branch.levels=all" if name != "rewind_or_finetune" else ""
+    words += " model=resnet_20,resnet_56" if study == "renda2020_resnet" else ""
+    words += " criterion=random,snip" if study == "tanaka2020_vgg16" else ""
     ran = run_here(words, tmp_path)
     assert ran.code == 0, ran.err
     rows = analysis.load(tmp_path / "out")
-    assert len(rows) >= 3 and rows["diverged_step"].isna().all() and set(rows["study"]) == {study}
+    assert len(rows) >= 3 and rows["diverged_step"].isna().all() and set(rows["study"]) == {name}
 
 
 @pytest.mark.slow
@@ -210,6 +275,20 @@ def test_ways_of_retraining_are_compared_at_the_highest_sparsity():
     assert "+1.00 +- 0.00 points" in found["learning-rate rewinding above weight rewinding"].evidence
 
 
+def test_ways_of_retraining_are_compared_network_by_network():
+    """Two networks whose last sparsities differ in the fifth digit: each has its own three comparisons, with its own
+    differences of 2 and of 3 points."""
+    rows = []
+    for model, sparsity, gain in (("resnet_20", 0.89262, 0.02), ("resnet_56", 0.89261, 0.03)):
+        for way, more in (("learning_rate", 2 * gain), ("renda2020", gain), ("none", 0.0)):
+            for row in trained({("ticket", 0): [0.90 + more, 0.92 + more]}):
+                rows.append({**row, "setting": f"model={model}, rewind={way}", "steps": 100.0, "sparsity": sparsity})
+    found = main.experiment("rewind_or_finetune").verdict(frame(rows))
+    assert len(found) == 6 and all(verdict.holds for verdict in found)
+    assert "model=resnet_56: weight rewinding (100 steps) +3.00 +- 0.00 points above fine-tuning" in found[5].evidence
+    assert found[2].claim == "model=resnet_20: weight rewinding above fine-tuning" and "+2.00" in found[2].evidence
+
+
 def test_curvature_that_falls_is_seen():
     values = {("dense", 0): [30.0, 50.0, 40.0], ("dense", 100): [10.0, 28.0, 20.0]}
     values |= {("ticket", 0): [5.0, 5.5, 6.0], ("ticket", 100): [5.5, 5.0, 6.0]}
@@ -278,6 +357,24 @@ def test_pruning_at_init_wants_controls_as_good_and_of_trained_masks_worse():
     found = verdict(rows({early: -0.02, late: 0.0}))
     assert [v.holds for v in found] == [False] * 5 and found[0].evidence.startswith("snip at init shuffled")
     assert found[-1].claim == "snip at init above magnitude"
+
+
+def test_who_empties_a_layer_first():
+    """Magnitude from 1% of the weights on in two of six masks, SynFlow nowhere and 10 points above it at 1%."""
+    made = []
+    for name, accuracy in (("magnitude", 0.8), ("synflow", 0.9)):
+        for sparsity in (0.9, 0.99):
+            for r in range(3):
+                row = {"setting": f"criterion={name}", "sparsity": sparsity, "replicate": r}
+                emptied = name == "magnitude" and sparsity == 0.99 and r > 0
+                measured = {"branch": "anatomy", "of": "ticket", "collapsed_layers": float(emptied)}
+                ticket = {"branch": "ticket", "test_accuracy": accuracy + 0.01 * r, "collapsed_layers": math.nan}
+                made += [row | measured, row | ticket]
+    magnitude, synflow, above = main.experiment("tanaka2020_vgg16").verdict(frame(made))
+    assert not magnitude.holds and synflow.holds and above.holds
+    assert magnitude.evidence == "magnitude empties a layer first at 1.0% of the weights, in 2 of 6 masks"
+    assert synflow.evidence == "synflow empties no layer down to 1.0% of the weights, in 0 of 6 masks"
+    assert above.evidence.startswith("synflow above magnitude: +10.00 +- 0.00 points at 1.0%")
 
 
 def test_mask_anatomy_speaks_of_the_highest_sparsity():
