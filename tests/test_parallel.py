@@ -147,7 +147,7 @@ def trained_together(name: str, folder: Path) -> dict[str, Any]:
         return trained(name, folder)
 
 
-@pytest.mark.parametrize("name", ["mlp", "resnet_20", "stream"])
+@pytest.mark.parametrize("name", ["mlp", pytest.param("resnet_20", marks=pytest.mark.slow), "stream"])
 def test_ranks_are_one_process(ranks, name, tmp_path):
     """Two ranks on their shares give the weights, batch norm's statistics, moments, movement, losses and accuracies of
     one process on whole batches: float64, where rounding is all that may differ. Between ranks no bit does."""
