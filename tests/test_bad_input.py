@@ -87,6 +87,7 @@ BAD = """
     criterion=movement_abs prune.when=init       | criterion=movement_abs | prune.when=init
 
     criterion=early_bird                         | criterion=early_bird | batch norm
+    criterion=grasp model=torchvision            | criterion=grasp needs second derivatives
     criterion=hessian criterion.method=exact     | criterion.method=exact | 10000
     criterion=hessian criterion.method=obd       | criterion.method=obd | hutchinson
     criterion=snip criterion.per_class=500       | criterion.per_class=500 | class

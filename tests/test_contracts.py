@@ -381,13 +381,10 @@ def test_every_criterion_and_pattern_on_every_model(path):
         known = {f.name for f in dataclasses.fields(criterion)}
         criterion = dataclasses.replace(criterion, **{n: v for n, v in SMALLER.items() if n in known})
         if refused(criterion, model, data):
-            assert member.stem in NEED_BATCH_NORM
+            bent = path.stem == "torchvision" and member.stem == "grasp"  # hardsigmoid has no second derivative
+            assert member.stem in NEED_BATCH_NORM or bent
             continue
-        try:
-            scores = criterion(model, state, mask, data, torch.Generator().manual_seed(1), **reading(criterion, model))
-        except ValueError as error:
-            assert path.stem == "torchvision" and "needs second derivatives" in str(error)  # hardsigmoid has none
-            continue
+        scores = criterion(model, state, mask, data, torch.Generator().manual_seed(1), **reading(criterion, model))
         assert list(scores) == list(mask) and all(score.shape == mask[name].shape for name, score in scores.items())
         assert all(torch.isfinite(score).all() for score in scores.values()), member.stem
         scored[member.stem] = scores

@@ -63,6 +63,17 @@ def check_sample(criterion: Any, model: nn.Module, data: Split) -> None:
     sample(data, torch.Generator(), criterion.num_batches, criterion.batch_size, criterion.per_class)
 
 
+def check_curvature(criterion: Any, model: nn.Module, data: Split) -> None:
+    """Part of the `check` of criteria that read H, of no matter which examples."""
+    network, weights = copied(model, Mask.dense(model), training=False)
+    device = next(iter(weights.values())).device
+    x, y = torch.zeros(2, *data.x.shape[1:], device=device), torch.zeros(2, dtype=torch.int64, device=device)
+    try:
+        gradients(network, weights, [Split(x, y)], along=weights)
+    except ValueError as error:
+        raise ValueError(f"criterion={name_of(criterion)} {error}") from error
+
+
 def copied(model: nn.Module, mask: Mask, training: bool = True) -> tuple[nn.Module, dict[str, Tensor]]:
     """(a copy of the network, removed weights at zero; its weights by name): only its running statistics can change."""
     network = copy.deepcopy(model).train(training)
@@ -91,9 +102,7 @@ def gradients(
             except RuntimeError as error:
                 if "is not implemented" not in str(error):
                     raise
-                raise ValueError(
-                    f"the criterion needs second derivatives, which this network has not: {error}"
-                ) from error
+                raise ValueError(f"needs second derivatives, which this network has not: {error}") from error
         for total, slope in zip(totals.values(), slopes, strict=True):
             total += slope
     return totals

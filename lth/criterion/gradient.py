@@ -15,7 +15,7 @@ The sample: num_batches of per_class examples of every class or, per_class=0, of
 
 from dataclasses import dataclass
 
-from lth.criterion import check_counts, check_sample, copied, gradients, sample
+from lth.criterion import check_counts, check_curvature, check_sample, copied, gradients, sample
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,14 @@ class Grasp:
     per_class: int
     temperature: float
 
-    check = check_sample
-
     def __post_init__(self) -> None:
         check_counts(self)
         if not (isinstance(self.temperature, int | float) and self.temperature > 0):
             raise ValueError(f"criterion.temperature={self.temperature} must be a number above 0")
+
+    def check(self, model, data):
+        check_sample(self, model, data)
+        check_curvature(self, model, data)
 
     def __call__(self, model, state, mask, data, rng):
         network, weights = copied(model, mask)

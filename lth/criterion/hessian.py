@@ -17,7 +17,7 @@ from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy
 
-from lth.criterion import check_counts, copied, gradients, sample
+from lth.criterion import check_counts, check_curvature, copied, gradients, sample
 from lth.data import Split
 from lth.mask import Mask
 
@@ -38,9 +38,10 @@ class Hessian:
     def check(self, model: nn.Module, data: Split) -> None:
         if self.method == "exact" and (total := Mask.dense(model).num_total) > 10_000:
             raise ValueError(f"criterion.method=exact is for up to 10000 weights; this network has {total}")
+        if self.method != "fisher":
+            check_curvature(self, model, data)
 
     def __call__(self, model, state, mask, data, rng):
-        self.check(model, data)
         ((x, y),) = sample(data, rng, 1, min(self.num_examples, len(data.y)), 0)
         network, weights = copied(model, mask, training=False)
         diagonal = {name: torch.zeros_like(weight) for name, weight in weights.items()}
