@@ -163,7 +163,7 @@ def test_study_of_the_papers_size_runs_for_a_few_steps(study, tmp_path):
     words += "".join(f" branch.landscape.{n}={v}" for n, v in small.items()) if name == "landscape" else ""
     words += " branch.levels=all" if name != "rewind_or_finetune" else ""
     words += " model=resnet_20,resnet_56" if study == "renda2020_resnet" else ""
-    words += " criterion=random,synflow" if study == "tanaka2020_vgg16" else ""
+    words += " criterion=random,magnitude" if study == "tanaka2020_vgg16" else ""
     ran = run_here(words, tmp_path)
     assert ran.code == 0, ran.err
     rows = analysis.load(tmp_path / "out")
