@@ -359,10 +359,11 @@ def test_refused_sweep_spares_what_was_there(cwd):
 # The same in a process of its own: what a shell sees
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "line, words",
     [
-        pytest.param("prune.sparsity=1.5", ["prune.sparsity=1.5"], marks=pytest.mark.slow),
+        ("prune.sparsity=1.5", ["prune.sparsity=1.5"]),
         ("-m prune.sparsity=0.5,1.5", ["cell 1", "prune.sparsity=1.5"]),
     ],
     ids=["job", "cell"],

@@ -283,6 +283,7 @@ def processor_seconds(pid: int) -> tuple[bool, float]:
 # Interrupted
 
 
+@pytest.mark.slow
 def test_interrupt_prints_the_command_that_goes_on(tmp_path):
     """Ctrl-C in the middle of a training: exit 130, one line on stderr; the command in it finishes the work."""
     words = f"-m prune.sparsity=0.2,0.36 replicates=1 checkpoint_seconds=0 hydra.sweep.dir=sweep {SMALL}"

@@ -324,6 +324,7 @@ def test_more_of_a_sweep_trains_only_what_is_new(sweep, after):
             assert science([row], *apart) == science([known[row["stage"]]], *apart)
 
 
+@pytest.mark.slow
 def test_number_of_workers_changes_no_bit(sweep, tmp_path):
     """Law 9: trained one after another in the main process, the rows are those of two worker processes, bit for bit."""
     alone = run_here(f"{SWEEP} hydra.sweep.dir=sweep", tmp_path, workers=0)
@@ -333,6 +334,7 @@ def test_number_of_workers_changes_no_bit(sweep, tmp_path):
         assert {row["served"] for row in rows} == {"computed"}
 
 
+@pytest.mark.slow
 def test_basic_launcher_gives_the_same_rows(sweep, tmp_path):
     """Where each cell is a job of its own (as under SLURM or Ray), the store shares their work; equal rows."""
     ran = run_here(f"{SWEEP} hydra/launcher=basic hydra.sweep.dir=sweep", tmp_path)
@@ -398,6 +400,7 @@ def test_branch_may_be_empty(tmp_path):
     assert "random" not in ran.out.replace("branch=[]", "")
 
 
+@pytest.mark.slow
 def test_what_a_sweep_varies_is_a_setting_of_its_report(tmp_path):
     """A sweep over recipe.lr: nothing trained is shared, and the report keeps the two apart by their override."""
     ran = run_here(f"-m recipe.lr=0.001,0.01 prune.sparsity=0.2 replicates=2 {SMALL} hydra.sweep.dir=sweep", tmp_path)
@@ -431,6 +434,7 @@ def test_keep_tickets_takes_less_room(sweep, tmp_path):
     assert "lth.train.result" in tasks and "lth.train.state_at" not in tasks  # numbers, and no trained weights
 
 
+@pytest.mark.slow
 def test_tickets_are_kept_where_they_are_trained_states(tmp_path):
     """keep=tickets with rewind=none, whose tickets start from trained weights: both cells, and the same line again,
     write their tickets."""
@@ -442,6 +446,7 @@ def test_tickets_are_kept_where_they_are_trained_states(tmp_path):
             assert (tmp_path / name / str(number) / "tickets" / "replicate_0.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_a_diverged_run_is_a_result(tmp_path):
     """A loss that is not finite: its rows say at which step, what is built on it is diverged too, the other cell is
     whole, the report counts, and the exit code is 0."""

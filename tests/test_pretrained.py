@@ -235,6 +235,7 @@ def test_files_that_are_none_are_refused(bench: Bench, tmp_path):
 # From the command line
 
 
+@pytest.mark.slow
 def test_pretrained_from_the_command_line(tmp_path):
     """A dense network is trained; the stage of its row, and the file of its weights, are sources: rewind.store follows
     store, rows begin at step 0, and where both sources hold the same weights the results are the same."""

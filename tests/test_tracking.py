@@ -390,6 +390,7 @@ def test_server_that_never_answers(tmp_path, expected):
     assert_complete_offline(tmp_path, expected)
 
 
+@pytest.mark.slow
 def test_no_key_online(tmp_path, expected):
     seconds, lines = run_cells(tmp_path, "online")
     assert seconds < 10
