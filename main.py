@@ -333,8 +333,11 @@ def explain(error: Exception) -> str:
     """A configuration error of Hydra or OmegaConf in one line, with the nearest valid name."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
-        members = error.options or [path.stem for path in (Path(__file__).parent / "conf" / group).glob("*.yaml")]
-        members = sorted(members)
+        there = sorted(path.stem for path in (Path(__file__).parent / "conf" / group).glob("*.yaml"))
+        key, _, folder = group.partition("/")
+        if folder and f"{key}={folder}/{name}" in sys.argv[1:]:  # such as study=quick/..., a folder of that group
+            group, name, there = key, f"{folder}/{name}", [f"{folder}/{one}" for one in there]
+        members = there or sorted(error.options or [])
         return f"{group}={name} is not there{_nearest(name, members)}; there are {', '.join(members)}"
     text = _first_line(error)
     if text.startswith("Config group override"):  # such as criterion=null

@@ -35,6 +35,7 @@ BAD = """
     rewind=erly                                  | rewind=erly | did you mean early?
     branch=[random_mesk]                         | branch=random_mesk | did you mean random_mask?
     recipe=adam_lanet                            | recipe=adam_lanet | did you mean adam_lenet?
+    study=quick/frankle2019_len                  | study=quick/frankle2019_len | did you mean quick/frankle2019_lenet?
     recipe/schedule=cosin                        | recipe/schedule=cosin | did you mean cosine?
     device=tpu                                   | device=tpu | cuda
     wandb=ofline                                 | wandb=ofline | did you mean offline?
