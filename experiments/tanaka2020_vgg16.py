@@ -8,10 +8,16 @@ Command    python main.py study=quick/tanaka2020_vgg16; with the paper's setting
 Cost       48 trainings of 160 steps and 45 measurements; of the paper's size 183 trainings of 160 epochs
 """
 
-from experiments.criteria import against, criterion_of, figure, of_criteria, table
+from experiments.criteria import against, criterion_of, of_criteria, table
+from lth import plot
 from lth.analysis import Verdict, weights
 
-__all__ = ["figure", "table", "verdict"]
+__all__ = ["table", "verdict"]
+
+
+def figure(rows, stem, published, records):
+    """Write <stem>.png and <stem>.svg, down to chance."""
+    return plot.side_by_side(of_criteria(rows), "test_accuracy", stem, depth=100.0)
 
 
 def verdict(rows):

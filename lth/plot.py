@@ -89,11 +89,13 @@ def figure(rows: pd.DataFrame, metric: str, published: Published = None) -> Figu
     return fig
 
 
-def side_by_side(rows: pd.DataFrame, metric: str, path_stem: str | Path, kinds: Kinds = (".png", ".svg")) -> list[Path]:
+def side_by_side(
+    rows: pd.DataFrame, metric: str, path_stem: str | Path, kinds: Kinds = (".png", ".svg"), depth: float = 30.0
+) -> list[Path]:
     """`metric` against weights remaining, one line a branch however many there are: means with their 95% t intervals as
     bars, side by side where they would hide each other, the best at the highest sparsity first in the legend.
 
-    The axis ends 30 points below the best; the caption names what leaves it.
+    The axis ends `depth` points below the best; the caption names what leaves it.
     """
     lines = curve(rows, metric)
     lines[["mean", "half"]] *= 100.0
@@ -114,7 +116,7 @@ def side_by_side(rows: pd.DataFrame, metric: str, path_stem: str | Path, kinds: 
         left = 100 * (1 - part["sparsity"]) * math.exp(step * ((len(names) - 1) / 2 - place))
         look = {"color": colour, "marker": marker, "markersize": 4, "linewidth": 1, "elinewidth": 0.8}
         axes.errorbar(left, part["mean"], part["half"], capsize=1.5, label=name, **look)
-    lowest = max((others["mean"] - others["half"]).min(), others["mean"].max() - 30.0)
+    lowest = max((others["mean"] - others["half"]).min(), others["mean"].max() - depth)
     highest = min(100.0, (lines["mean"] + lines["half"]).max())
     margin = 0.04 * (highest - lowest) or 1.0
     axes.set_ylim(lowest - margin, highest + margin)

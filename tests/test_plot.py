@@ -217,6 +217,8 @@ def test_side_by_side_hides_none(shown):
         np.testing.assert_allclose(y, 100 * part["mean"].astype(float))
         np.testing.assert_allclose(x, 100 * (1 - part["sparsity"].astype(float)), rtol=0.15)
     assert f"below the axis: {names[3]} (down to 40.0%)" in caption(shown[0])
+    plot.side_by_side(rows, "test_accuracy", "unused", depth=100.0)
+    assert "below" not in caption(shown[1]) and shown[1].axes[0].get_ylim()[0] < 40 < axes.get_ylim()[0]
 
 
 def test_layers_and_overlaps_are_drawn_as_measured(shown):
