@@ -441,11 +441,13 @@ def command() -> int:
 
 def _follow(rank: int) -> int:
     """The command line of a rank other than 0: it knows no configuration, writes nothing, says only what ended it."""
+    from lth import parallel
     from lth.execute import follow
 
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # rank 0 says what there is to say of Ctrl-C
     try:
         follow()
+        parallel.leave()
     except Exception as error:
         print(f"rank {rank}: {type(error).__name__}: {_first_line(error)}"[:200], file=sys.stderr)
         return 1

@@ -68,7 +68,13 @@ def end() -> None:
     ends them."""
     if not _joined:
         tell(None)
-        dist.destroy_process_group()
+        leave()
+
+
+def leave() -> None:
+    """The last that a rank does with the others: none hangs up while another still listens, which gloo dies of."""
+    dist.barrier()
+    dist.destroy_process_group()
 
 
 def tell(message: Any = None) -> Any:
