@@ -24,7 +24,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from lth.data import Split
 from lth.mask import Mask
-from lth.train import TrainState, evaluate, load
+from lth.state import TrainState, evaluate, load
 
 
 def _pairs(a: TrainState, b: TrainState) -> Iterator[tuple[str, Tensor, Tensor]]:

@@ -13,8 +13,9 @@ from lth.data import Data, Source
 from lth.mask import prunable
 from lth.numerics import applied
 from lth.stage import Diverged, Stage, Tensors, substitute
+from lth.state import History, TrainState
 from lth.store import Store
-from lth.train import History, Run, TrainState, measure, movement, result, train, unit_of
+from lth.train import Run, measure, movement, result, train, unit_of
 
 Tell = Callable[..., None]
 

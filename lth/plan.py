@@ -12,8 +12,9 @@ import torch
 from lth.mask import Mask
 from lth.perform import Context
 from lth.stage import Numbers, Stage, ancestors
+from lth.state import TrainState
 from lth.store import Store
-from lth.train import Run, TrainState, train, unit_of
+from lth.train import Run, train, unit_of
 
 
 @dataclass

@@ -20,7 +20,8 @@ from lth.data import Source
 from lth.mask import Mask
 from lth.recipe import Recipe
 from lth.stage import Stage, Tensors, task
-from lth.train import Run, TrainState, load
+from lth.state import TrainState, load
+from lth.train import Run
 
 
 @dataclass(frozen=True)

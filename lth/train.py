@@ -1,164 +1,94 @@
-"""Training: the state that the next step reads, the hot loop, and a training run as a graph of stages.
+"""Training: the hot loop, and a training run as a graph of stages.
 
 The loop minimises cross-entropy over minibatches with the removed weights held at zero. Zero they stay because they
 start at zero and so do their moments, and each step multiplies their gradients by zero: then momentum, weight decay and
-Adam all leave them there (law 2), and nothing is paid in the forward pass.
+Adam all leave them there (law 2), and nothing is paid in the forward pass. How a step is computed is the engine's
+(lth/engine).
 
 A run is named by where it starts and what acts on it; its state at a step and what was measured on the way are stages
 of that run. One pass over the run yields all of them that are missing.
 """
 
-import dataclasses
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from lth import parallel
-from lth.data import Data, Source, Split
+from lth.data import Data, Source
+from lth.engine import Engine
+from lth.engine.sequential import Sequential
 from lth.mask import Mask
-from lth.numerics import loss_scaler
 from lth.recipe import Recipe
 from lth.stage import Numbers, Stage, Tensors, describe, digest, task
+from lth.state import History, Lane, TrainState, evaluate, load
 
 
-@dataclass(frozen=True)
-class TrainState:
-    """All that the next step reads; a rewind point is just a TrainState.
+class Reached(NamedTuple):
+    """A run in training, at a step. state() copies its state; show() makes the model hold its weights, or with
+    recipe.ema their averages, and is the end of its training."""
 
-    step: the number of steps behind it. params, buffers: by name, as the model names them.
-    optimizer: "<parameter>/<moment>" -> tensor; empty before the first step and after a reset. So are averages of
-    weights and buffers (recipe.ema), "<name>/ema", and the loss scale of fp16, "/scale".
-    """
-
+    index: int
     step: int
-    params: dict[str, Tensor]
-    buffers: dict[str, Tensor] = field(default_factory=dict)
-    optimizer: dict[str, Tensor] = field(default_factory=dict)
-
-    def pack(self) -> tuple[dict[str, Tensor], dict]:
-        parts = {"params": self.params, "buffers": self.buffers, "optimizer": self.optimizer}
-        return {f"{part}:{n}": t for part, named in parts.items() for n, t in named.items()}, {"step": self.step}
-
-    @classmethod
-    def unpack(cls, tensors: dict[str, Tensor], meta: dict) -> "TrainState":
-        parts: dict[str, dict[str, Tensor]] = {"params": {}, "buffers": {}, "optimizer": {}}
-        for name, tensor in tensors.items():
-            part, _, rest = name.partition(":")
-            parts[part][rest] = tensor
-        return cls(meta["step"], **parts)
-
-    @classmethod
-    def of(cls, model: nn.Module, step: int = 0) -> "TrainState":
-        """The state of a model that has no optimiser yet, copied to the CPU."""
-        return cls(step, _copies(model.named_parameters()), _copies(model.named_buffers()))
+    history: History
+    state: Callable[[], TrainState]
+    show: Callable[[], None]
 
 
-@dataclass
-class History:
-    """What was measured on the way: points {step, train_loss (mean since the last one), val_loss, val_accuracy}, and
-    the network at the lowest validation loss so far, the first one of equals."""
+def train_together(
+    model: nn.Module, lanes: Sequence[Lane], recipe: Recipe, data: Data, stop: int, engine: type[Engine] = Sequential
+) -> Iterator[Reached]:
+    """Train runs side by side from the step they start at to step `stop`.
 
-    points: list[dict[str, float | int | None]] = field(default_factory=list)
-    best_step: int = -1
-    best: dict[str, Tensor] = field(default_factory=dict)
-    diverged_step: int | None = None
-
-
-def _copies(named: Any) -> dict[str, Tensor]:
-    # a true copy even where the tensor is on the CPU already
-    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in named}
-
-
-@torch.no_grad()
-def evaluate(model: nn.Module, split: Split, batch_size: int = 4096) -> tuple[float, float]:
-    """(mean cross-entropy in nats, accuracy in [0, 1]) of a model in eval mode over a whole split, in large batches."""
-    training = model.training
-    model.eval()
-    loss = torch.zeros((), dtype=torch.float64, device=split.y.device)
-    correct = torch.zeros((), dtype=torch.int64, device=split.y.device)
-    for x, y in split.batches(batch_size):
-        logits = model(x)
-        loss += cross_entropy(logits, y, reduction="sum")
-        correct += (logits.argmax(1) == y).sum()
-    model.train(training)
-    return parallel.sum_(loss).item() / len(split.y), parallel.sum_(correct).item() / len(split.y)
-
-
-def load(model: nn.Module, params: Mapping[str, Tensor], buffers: Mapping[str, Tensor]) -> None:
-    """Copy a state into a model, in place. Raises KeyError or RuntimeError where names or shapes differ."""
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(params[name])
-        for name, buffer in model.named_buffers():
-            buffer.copy_(buffers[name])
-
-
-OURS = "/ema", "/scale"  # what a state keeps beside the moments of its optimiser
-
-
-class Average:
-    """Exponential moving averages of a network's weights and floating-point buffers, those of removed weights zero.
-
-    decay: 0 averages nothing. start: the averages to go on from, "<name>/ema"; the network itself where there are none.
+    model and data (normalised) are on the device where it happens. Yields each run after each evaluation (every
+    recipe.eval_every steps and at the end) and at each of its `stops`. A start with its `history` goes on as if it had
+    never stopped (law 1); such a start lies on an evaluation step. A loss that is not finite ends a run:
+    history.diverged_step is the step after which it was seen.
+    Within parallel.together all ranks train one network, each on its share of every batch.
     """
-
-    def __init__(self, model: nn.Module, decay: float, mask: Mask | None, start: Mapping[str, Tensor]):
-        named = {**dict(model.named_parameters()), **dict(model.named_buffers())} if decay else {}
-        self._live = {name: tensor.detach() for name, tensor in named.items() if tensor.is_floating_point()}
-        self._averages = {name: tensor.clone() for name, tensor in self._live.items()}
-        self._decay = decay
-        for name, tensor in self._averages.items():
-            tensor.copy_(start.get(f"{name}/ema", tensor))
-        if mask is not None and decay:
-            mask.apply_(self._averages)
-
-    def update(self) -> None:
-        if self._live:
-            torch._foreach_lerp_(list(self._averages.values()), list(self._live.values()), 1 - self._decay)  # type: ignore
-
-    def state(self) -> dict[str, Tensor]:
-        return {f"{name}/ema": tensor for name, tensor in self._averages.items()}
-
-    def exchange(self) -> None:
-        """The network's weights for the averages, and the other way round."""
-        for live, average in zip(self._live.values(), self._averages.values(), strict=True):
-            before = live.clone()
-            live.copy_(average)
-            average.copy_(before)
-
-    @contextmanager
-    def shown(self) -> Iterator[None]:
-        """The network holds the averages meanwhile."""
-        self.exchange()
-        yield
-        self.exchange()
+    first = lanes[0].start.step
+    live = set(range(len(lanes)))
+    going = engine(model, lanes, recipe)
+    orders = [data.batches(lane.order, recipe.batch_size, first) for lane in lanes]
+    losses = torch.empty(min(int(recipe.eval_every), max(1, stop - first)), len(lanes), device=data.train.y.device)
+    measured = step = first
+    while step < stop and live:
+        losses[step - measured] = going.step([next(order) for order in orders], recipe.rate(step))
+        step += 1
+        evaluated = (step - first) % int(recipe.eval_every) == 0 or step == stop
+        if evaluated:
+            since = losses[: step - measured]
+            parallel.average_([since])
+            for index, (train_losses, found) in enumerate(zip(since.T.tolist(), going.evaluate(data.val), strict=True)):
+                if index in live and _note(lanes[index].history, step, measured, train_losses, found):
+                    lanes[index].history.best = going.weights(index)
+            measured = step
+        for index in sorted(live):
+            history = lanes[index].history
+            if evaluated or step in lanes[index].stops:
+                yield Reached(index, step, history, partial(going.state, index, step), partial(going.show, index))
+            if history.diverged_step is not None:
+                live.discard(index)
 
 
-def _restore(
-    optimizer: torch.optim.Optimizer, params: Mapping[str, Tensor], mask: Mask | None, moments: Mapping[str, Tensor]
-) -> None:
-    """Give an optimiser the moments of a TrainState, those of removed weights set to zero."""
-    moments = {key: tensor for key, tensor in moments.items() if not key.endswith(OURS)}
-    if not moments:
-        return
-    state: dict[int, dict[str, Tensor]] = {index: {} for index in range(len(params))}
-    for key, tensor in moments.items():
-        name, _, moment = key.rpartition("/")
-        kept = tensor.clone()
-        if tensor.shape == params[name].shape:
-            kept = torch.empty_like(params[name], device="cpu").copy_(tensor)  # laid out as the weight is
-            if mask is not None and name in mask:
-                kept.masked_fill_(~mask[name], 0)
-        state[list(params).index(name)][moment] = kept
-    # torch's own loader, since it knows which moments live on which device
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+def _note(history: History, step: int, since: int, train_losses: list[float], found: tuple[float, float]) -> bool:
+    """Write down an evaluation, and the losses of the steps since the last one; True where it is the best so far."""
+    val_loss, val_accuracy = found
+    bad = [i for i, number in enumerate(train_losses) if not math.isfinite(number)]
+    if bad or not math.isfinite(val_loss):
+        history.diverged_step = since + bad[0] if bad else step
+        history.points.append({"step": step, "train_loss": None, "val_loss": None, "val_accuracy": None})
+        return False
+    best = history.best_step < 0 or val_loss < min(p["val_loss"] for p in history.points)  # type: ignore[type-var]
+    train_loss = math.fsum(train_losses) / len(train_losses)
+    point = {"step": step, "train_loss": train_loss, "val_loss": val_loss, "val_accuracy": val_accuracy}
+    history.points.append(point)
+    history.best_step = step if best else history.best_step
+    return best
 
 
 def train(
@@ -172,106 +102,14 @@ def train(
     stops: Collection[int] = (),
     history: History | None = None,
     movement: Mapping[str, Tensor] | None = None,
+    engine: type[Engine] = Sequential,
 ) -> Iterator[tuple[int, Callable[[], TrainState], History]]:
-    """Train `model` from `start` to step `stop` under `mask`.
-
-    model and data (normalised) are on the device where it happens. Yields (step, state, history) after each evaluation
-    (every recipe.eval_every steps and at the end) and at each of `stops`; state() copies the state as it is there.
-    A start with its `history` goes on as if it had never stopped (law 1); such a start lies on an evaluation step.
-    A loss that is not finite ends the run: history.diverged_step is the step after which it was seen.
-    With recipe.ema the model holds the averages after the last step, and while it is evaluated; the states are of the
-    weights themselves.
-    movement: tensors by the names of weights, on the device, from which each step takes w * dL/dw in place (Sanh et al.
-    2020, https://arxiv.org/abs/2005.07683); what they were at the start goes on (law 1).
-    Within parallel.together all ranks train one network, each on its share of every batch.
-    """
-    history = history if history is not None else History()
-    parallel.join(model, mask or {}, start.pack()[0])
-    load(model, start.params, start.buffers)
-    params = dict(model.named_parameters())
-    optimizer = recipe.build(list(params.values()))
-    if mask is not None:
-        mask.apply_(params)
-    _restore(optimizer, params, mask, start.optimizer)
-    average = Average(model, recipe.ema, mask, start.optimizer)
-    scaler = loss_scaler(model, start.optimizer.get("/scale"))
-
-    def state() -> TrainState:
-        kept = {
-            f"{name}/{moment}": tensor
-            for name, parameter in params.items()
-            for moment, tensor in optimizer.state[parameter].items()
-            if isinstance(tensor, Tensor)
-        }
-        kept |= average.state()
-        if scaler.is_enabled():
-            found = scaler.state_dict()
-            kept["/scale"] = torch.tensor([found["scale"], found["_growth_tracker"]])
-        return dataclasses.replace(TrainState.of(model, step), optimizer=_copies(kept.items()))
-
-    pruned = list(mask) if mask is not None and mask.sparsity > 0 else []
-    masked = [params[name] for name in pruned]
-    masks = [torch.empty_like(params[name]).copy_(mask[name]) for name in pruned] if mask is not None else []
-    moving = [params[name] for name in movement or ()]
-    losses = torch.empty(min(int(recipe.eval_every), max(1, stop - start.step)), device=data.train.y.device)
-    measured = start.step
-    step = start.step
-    model.train()
-    for x, y in data.batches(order_seed, recipe.batch_size, start.step):
-        if step >= stop:
-            break
-        loss = _backward(model, x, y, recipe, scaler)
-        parallel.average_(weight.grad for weight in params.values())
-        scaler.unscale_(optimizer)
-        if masked:
-            torch._foreach_mul_([weight.grad for weight in masked], masks)  # type: ignore
-        if movement:
-            with torch.no_grad():
-                slopes = [weight.grad for weight in moving]
-                torch._foreach_addcmul_(list(movement.values()), moving, slopes, value=-1)  # type: ignore
-        if recipe.clip is not None:
-            nn.utils.clip_grad_norm_(params.values(), recipe.clip)
-        for group in optimizer.param_groups:
-            group["lr"] = recipe.rate(step)
-        scaler.step(optimizer)
-        scaler.update()
-        optimizer.zero_grad()
-        average.update()
-        losses[step - measured] = loss
-        step += 1
-        evaluated = (step - start.step) % int(recipe.eval_every) == 0 or step == stop
-        if evaluated:
-            parallel.average_([losses[: step - measured]])
-            train_losses = losses[: step - measured].tolist()
-            with average.shown():
-                val_loss, val_accuracy = evaluate(model, data.val)
-            bad = [i for i, number in enumerate(train_losses) if not math.isfinite(number)]
-            if bad or not math.isfinite(val_loss):
-                history.diverged_step = measured + bad[0] if bad else step
-                history.points.append({"step": step, "train_loss": None, "val_loss": None, "val_accuracy": None})
-            else:
-                train_loss = math.fsum(train_losses) / len(train_losses)
-                point = {"step": step, "train_loss": train_loss, "val_loss": val_loss, "val_accuracy": val_accuracy}
-                if history.best_step < 0 or val_loss < min(p["val_loss"] for p in history.points):  # type: ignore[type-var]
-                    with average.shown():
-                        history.best_step, history.best = step, _copies([*params.items(), *model.named_buffers()])
-                history.points.append(point)
-            measured = step
-        if evaluated or step in stops:
-            yield step, state, history
-        if history.diverged_step is not None:
-            return
-    average.exchange()
-
-
-def _backward(model: nn.Module, x: Tensor, y: Tensor, recipe: Recipe, scaler: Any) -> Tensor:
-    """The mean loss of a batch; its gradient is added to that of the model's weights, a part of the batch at a time."""
-    losses = []
-    for part, labels in zip(x.chunk(recipe.accumulate), y.chunk(recipe.accumulate), strict=True):
-        loss = cross_entropy(model(part), labels, label_smoothing=recipe.label_smoothing)
-        scaler.scale(loss if recipe.accumulate == 1 else loss / recipe.accumulate).backward()
-        losses.append(loss.detach())
-    return losses[0] if recipe.accumulate == 1 else torch.stack(losses).mean()
+    """`train_together` of one run: yields (step, state, history). At the end the model is shown."""
+    lane = Lane(start, mask, order_seed, stops, History() if history is None else history, movement)
+    for reached in train_together(model, [lane], recipe, data, stop, engine):
+        yield reached.step, reached.state, reached.history
+        if reached.step == stop and reached.history.diverged_step is None:
+            reached.show()
 
 
 def measure(model: nn.Module, mask: Mask | None, history: History, data: Data, start_step: int) -> Numbers:

@@ -16,7 +16,8 @@ from lth.data import Augment, Data, Pixels, Split, cut, move
 from lth.model.mlp import Mlp
 from lth.recipe import Recipe
 from lth.seeds import generator
-from lth.train import TrainState, measure, train
+from lth.state import TrainState
+from lth.train import measure, train
 
 
 def images(num: int, *shape: int, seed: int = 0) -> torch.Tensor:

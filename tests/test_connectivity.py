@@ -15,7 +15,7 @@ from lth.connectivity import angle, barrier, disagreement, distance, interpolate
 from lth.data import Split
 from lth.mask import Mask
 from lth.model.mlp import Mlp
-from lth.train import TrainState, evaluate, load
+from lth.state import TrainState, evaluate, load
 
 
 def state(**params) -> TrainState:

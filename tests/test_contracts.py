@@ -31,8 +31,8 @@ from lth.perform import value
 from lth.recipe import Recipe
 from lth.rewind.late import Late
 from lth.stage import canonical, describe, task
+from lth.state import TrainState
 from lth.tickets import Ticket
-from lth.train import TrainState
 
 CONF = Path(main.__file__).parent / "conf"
 MEMBERS = [

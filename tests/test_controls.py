@@ -25,8 +25,8 @@ from lth.rewind.early import Early
 from lth.rewind.init import Init
 from lth.rewind.learning_rate import LearningRate
 from lth.rewind.none import Keep
+from lth.state import TrainState
 from lth.tickets import Entry, iterative
-from lth.train import TrainState
 
 MASK = Mask({"a": torch.arange(12).reshape(3, 4) % 3 == 0, "b": torch.tensor([[True, False]])})
 STATE = TrainState(

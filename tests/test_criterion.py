@@ -32,7 +32,8 @@ from lth.plan import plan
 from lth.recipe import Recipe
 from lth.rewind.early import Early
 from lth.stage import Diverged, Tensors, ancestors
-from lth.train import TrainState, evaluate, train, unit_of
+from lth.state import TrainState, evaluate
+from lth.train import train, unit_of
 
 F64 = {"dtype": torch.float64}
 

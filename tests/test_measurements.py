@@ -21,8 +21,8 @@ from lth.plan import plan
 from lth.rewind.early import Early
 from lth.rewind.none import Keep
 from lth.seeds import generator
+from lth.state import load
 from lth.tracking import View, Wandb, read_rows
-from lth.train import load
 
 OF = ["ticket", "dense", "random_reinit"]
 

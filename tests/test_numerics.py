@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 
 from lth.numerics import KINDS, applied
 from lth.recipe import Recipe
-from lth.train import TrainState
+from lth.state import TrainState
 
 RECIPE = Recipe("SGD", 0.05, 20, 30, 10, options={"momentum": 0.9, "weight_decay": 0.01})
 

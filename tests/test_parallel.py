@@ -30,8 +30,9 @@ from lth.model.mlp import Mlp
 from lth.model.resnet_cifar import Resnet
 from lth.plan import plan
 from lth.recipe import Recipe
+from lth.state import TrainState, evaluate
 from lth.store import Store
-from lth.train import TrainState, evaluate, train
+from lth.train import train
 from lth.workers import _context
 
 NUM_RANKS = 2

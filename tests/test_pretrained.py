@@ -20,9 +20,9 @@ from lth.perform import Context, perform, value
 from lth.plan import plan
 from lth.rewind.pretrained import Pretrained, matched
 from lth.stage import Diverged, Stage
+from lth.state import TrainState
 from lth.store import Store
 from lth.tickets import initialise
-from lth.train import TrainState
 
 
 def weights(seed: int = 5) -> dict[str, torch.Tensor]:

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 
 from lth.mask import Mask
 from lth.stage import Diverged, Numbers, digest, task
+from lth.state import TrainState
 from lth.store import Store, StoreError, check_writable
-from lth.train import TrainState
 
 ABOUT = {"seconds": 0.5, "versions": {"torch": "2"}}
 FILES = ("value.json", "value.safetensors", "manifest.json")

@@ -37,9 +37,10 @@ from lth.model.mlp import Mlp
 from lth.plan import measure_step
 from lth.recipe import Recipe
 from lth.seeds import generator, permutation, seed
+from lth.state import TrainState, evaluate
 from lth.store import Store
 from lth.stream import AHEAD, NUMBERS, TRIES, Files, box, decode
-from lth.train import TrainState, evaluate, train
+from lth.train import train
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 

@@ -10,7 +10,9 @@ from conftest import Bench, blobs
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+import lth.engine.sequential
 import lth.perform
+import lth.state
 import lth.train
 from lth.data import Data
 from lth.dataset.fake import Fake
@@ -18,7 +20,8 @@ from lth.mask import Mask
 from lth.model.mlp import Mlp
 from lth.model.resnet_cifar import Resnet
 from lth.recipe import Cosine, Recipe
-from lth.train import TrainState, evaluate, measure, train
+from lth.state import TrainState, evaluate, load, score
+from lth.train import measure, train
 
 
 @dataclass(frozen=True)
@@ -213,12 +216,12 @@ def test_history_is_what_was_measured():
         states[step] = state()
     assert history is not None and [point["step"] for point in history.points] == [20, 40, 60]
     for point in history.points:
-        lth.train.load(model, states[point["step"]].params, {})
+        load(model, states[point["step"]].params, {})
         assert (point["val_loss"], point["val_accuracy"]) == evaluate(model, data().val)
     losses = []
     batches = data().batches(5, 20)
     for step in range(20):
-        lth.train.load(model, (states[step] if step else start).params, {})
+        load(model, (states[step] if step else start).params, {})
         x, y = next(batches)
         losses.append(cross_entropy(model(x), y).item())
     assert history.points[0]["train_loss"] == pytest.approx(sum(losses) / 20, rel=1e-6)
@@ -240,7 +243,7 @@ def test_averages_are_what_is_evaluated():
     for state, point in zip(states, history.points, strict=True):
         shown = {name.removesuffix("/ema"): t for name, t in state.optimizer.items() if name.endswith("/ema")}
         assert not torch.equal(shown["1.running_mean"], state.buffers["1.running_mean"])
-        lth.train.load(model, shown, state.buffers | shown)
+        load(model, shown, state.buffers | shown)
         assert (point["val_loss"], point["val_accuracy"]) == evaluate(model, data().val)
         if point["step"] == history.best_step:
             assert all(torch.equal(history.best[name], tensor) for name, tensor in shown.items())
@@ -288,7 +291,7 @@ def test_test_split_is_touched_once(monkeypatch):
     poisoned = dataclasses.replace(whole, test=lth.data.Split(whole.test.x * float("nan"), whole.test.y))
     histories, touched = [], []
     monkeypatch.setattr(
-        lth.train, "evaluate", lambda model, split, *a: touched.append(split.y.data_ptr()) or evaluate(model, split, *a)
+        lth.state, "score", lambda model, split, size: touched.append(split.y.data_ptr()) or score(model, split, size)
     )
     for given in (whole, poisoned):
         for _, _, history in train(model, start, None, recipe, given, 5, 40):
@@ -312,9 +315,9 @@ def test_early_stop_numbers():
     assert history is not None
     numbers = measure(model, None, history, data(), 100)
     assert numbers["early_stop_step"] == history.best_step - 100
-    lth.train.load(model, states[history.best_step].params, {})
+    load(model, states[history.best_step].params, {})
     assert numbers["early_stop_test_accuracy"] == evaluate(model, data().test)[1]
-    lth.train.load(model, states[160].params, {})
+    load(model, states[160].params, {})
     assert (numbers["test_loss"], numbers["test_accuracy"]) == evaluate(model, data().test)
     assert numbers["num_kept"] == numbers["num_total"] == Mask.dense(model).num_total
 
@@ -331,7 +334,7 @@ def test_divergence_is_seen_with_its_step(bad_step, monkeypatch):
                 return cross_entropy(logits, y) * float("nan")
         return cross_entropy(logits, y, **more)
 
-    monkeypatch.setattr(lth.train, "cross_entropy", poisoned)
+    monkeypatch.setattr(lth.engine.sequential, "cross_entropy", poisoned)
     model, start = started("mlp")
     recipe = Recipe("SGD", 0.1, 20, 60, 10).on(200)
     *_, (step, _, history) = train(model, start, None, recipe, data(), 5, 60)

@@ -10,7 +10,7 @@ from lth.landscape import hessian_extremes, hessian_product, hessian_trace, shar
 from lth.mask import Mask
 from lth.seeds import generator
 from lth.stage import Numbers, task
-from lth.train import TrainState, load
+from lth.state import TrainState, load
 
 
 @task(version=1, value=Numbers)

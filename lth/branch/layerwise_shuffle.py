@@ -17,7 +17,7 @@ from torch import Tensor
 from lth.mask import Mask
 from lth.seeds import generator
 from lth.stage import task
-from lth.train import TrainState
+from lth.state import TrainState
 
 
 def permuted(tensors: dict[str, Tensor], mask: Mask, seed: int) -> dict[str, Tensor]:

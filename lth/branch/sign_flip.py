@@ -14,7 +14,7 @@ import torch
 from lth.mask import Mask
 from lth.seeds import generator
 from lth.stage import task
-from lth.train import TrainState
+from lth.state import TrainState
 
 
 @task(version=1, value=TrainState, stored=False)

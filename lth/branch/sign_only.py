@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lth.mask import Mask
 from lth.stage import task
-from lth.train import TrainState
+from lth.state import TrainState
 
 
 @task(version=1, value=TrainState, stored=False)

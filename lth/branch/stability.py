@@ -22,7 +22,7 @@ from lth.connectivity import angle, barrier, disagreement, distance, interpolate
 from lth.data import Source
 from lth.mask import Mask
 from lth.stage import Numbers, task
-from lth.train import TrainState
+from lth.state import TrainState
 
 
 @task(version=1, value=Numbers)

@@ -16,7 +16,7 @@ from typing import Any
 
 from lth.recipe import num_steps
 from lth.stage import Stage, task
-from lth.train import TrainState
+from lth.state import TrainState
 
 
 def fresh(rewind: Any, lab: Any) -> Stage:

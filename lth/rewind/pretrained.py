@@ -22,8 +22,9 @@ from lth.data import Source
 from lth.perform import Context
 from lth.rewind import at_end, moved, remaining, throughout
 from lth.stage import Diverged, Stage, task
+from lth.state import TrainState
 from lth.store import Store, StoreError
-from lth.train import TrainState, result, state_at
+from lth.train import result, state_at
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ from lth.dataset.mnist_5k import Mnist5k
 from lth.mask import Mask
 from lth.model.mlp import Mlp
 from lth.recipe import Recipe
-from lth.train import TrainState, train
+from lth.state import TrainState
+from lth.train import train
 
 STEPS = 100
 
