@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from lth.machine import num_cores
 from lth.numerics import KINDS
 from lth.parallel import local_rank, num_ranks
 
@@ -58,8 +59,3 @@ class Device:
     def name(self) -> str:
         """As torch names it."""
         return f"cuda:{self.index}" if self.kind == "cuda" else self.kind
-
-
-def num_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

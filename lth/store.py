@@ -5,6 +5,7 @@
     bad/                       entries that failed verification, set aside
     tmp/                       entries being written; a killed writer leaves its folder here
     leases/<unit>              who computes what now
+    machines/                  what was measured of machines (lth/machine.py)
 
 Commit: write every file into a folder of its own under tmp/, fsync each, write the manifest (SHA-256 and size of every
 file, and its own SHA-256) last, fsync the folder, rename the folder into place, fsync the parent. A reader sees a whole
@@ -155,18 +156,18 @@ class Store:
                     file.write(content)
                     file.flush()
                     os.fsync(file.fileno())
-            _sync(folder)
+            sync(folder)
             if not place.parent.is_dir():
                 place.parent.mkdir(parents=True, exist_ok=True)
                 for made in (place.parent.parent, self.root):  # their own names, too, are to outlive a power cut
-                    _sync(made)
+                    sync(made)
             try:
                 folder.rename(place)
             except OSError:
                 # Somebody committed the same key first: the same value, by law 4. Unless what stands there is bad.
                 if self._read(place) is None:
                     folder.rename(place)
-            _sync(place.parent)
+            sync(place.parent)
         except OSError as error:
             size = sum(len(content) for content in files.values())
             raise StoreError(f"cannot write {size} bytes to {place}: {error.strerror}; mend that, run again") from error
@@ -234,7 +235,7 @@ def _checked(key: str) -> str:
     return key
 
 
-def _sync(folder: Path) -> None:
+def sync(folder: Path) -> None:
     """Make a rename or a new name in `folder` durable (POSIX; other systems do it by themselves)."""
     if os.name == "posix":
         handle = os.open(folder, os.O_RDONLY)
