@@ -14,6 +14,7 @@ import math
 import signal
 import time
 import traceback
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,12 @@ from filelock import SoftFileLease, Timeout
 
 from lth import parallel
 from lth.data import Data
+from lth.engine.choice import Choice
 from lth.perform import Context, Tell, perform
 from lth.plan import Plan
 from lth.stage import Stage, substitute
 from lth.store import Store
+from lth.train import alike, shape
 from lth.workers import Pool
 
 LOOK_SECONDS = 1.0  # between looks at what other processes have leased
@@ -45,8 +48,13 @@ class Board:
     Earlier levels go first: a chain is the longest path of a study, and what hangs from it fills the other workers.
     """
 
-    def __init__(self, todo: Plan, store: Store, tell: Tell):
+    def __init__(self, todo: Plan, store: Store, tell: Tell, choices: Mapping[str, Choice]):
         self._todo, self._store, self._tell = todo, store, tell
+        self._group: dict[str, str] = {}  # unit -> what it shares with those that may be trained beside it
+        self._width: dict[str, int] = {}  # how many that may be
+        for run in todo.trainings:
+            if (width := choices.get(shape(run), Choice()).width) > 1:
+                self._group[run.unit], self._width[run.unit] = alike(run), width
         self._waiting = {unit: set(needs) for unit, needs in todo.needs.items()}
         self._consumers: dict[str, list[str]] = {unit: [] for unit in todo.units}
         for unit, needs in todo.needs.items():
@@ -58,6 +66,7 @@ class Board:
         self._looked = time.monotonic()
         self._leases: dict[str, SoftFileLease] = {}  # a lease that is not ours must be asked again, not made anew
         self._failed: set[str] = set()
+        self._alone: set[str] = set()
         self.failures: dict[str, Failure] = {}  # by stage key
         for unit, needs in self._waiting.items():
             if not needs:
@@ -71,25 +80,40 @@ class Board:
     def _push(self, unit: str) -> None:
         heapq.heappush(self._ready, (self._order[unit], unit))
 
-    def take(self) -> str | None:
-        """The next ready unit, leased; None where there is none. What another process has done is done."""
+    def take(self, idle: int = 1) -> list[str]:
+        """The next ready unit, leased, and beside it what can be trained with it, as `idle` workers would share that;
+        [] where there is none. What another process has done is done."""
         if time.monotonic() - self._looked >= LOOK_SECONDS:
             self._looked = time.monotonic()
             while self._elsewhere:
                 self._push(self._elsewhere.pop())
-        while self._ready:
-            unit = heapq.heappop(self._ready)[1]
-            if unit not in self._leases:
-                self._leases[unit] = self._store.lease(unit)
-            try:
-                self._leases[unit].acquire(blocking=False)
-            except Timeout:
-                self._elsewhere.append(unit)
-                continue
-            if not all(self._store.present(s.key) and self._store.holds(s.key) for s in self._todo.units[unit]):
-                return unit
+        taken: list[str] = []
+        while self._ready and not taken:
+            taken += self._lease(heapq.heappop(self._ready)[1])
+        if taken and (group := self._group.get(taken[0])) and taken[0] not in self._alone:
+            beside = sorted(e for e in self._ready if self._group.get(e[1]) == group and e[1] not in self._alone)
+            most = min(self._width[taken[0]], math.ceil((1 + len(beside)) / idle))
+            for entry in beside:
+                if len(taken) == most:
+                    break
+                self._ready.remove(entry)
+                taken += self._lease(entry[1])
+            heapq.heapify(self._ready)
+        return taken
+
+    def _lease(self, unit: str) -> list[str]:
+        """[unit], if it is ours to do; else [], and it is in work elsewhere, or done."""
+        if unit not in self._leases:
+            self._leases[unit] = self._store.lease(unit)
+        try:
+            self._leases[unit].acquire(blocking=False)
+        except Timeout:
+            self._elsewhere.append(unit)
+            return []
+        if all(self._store.present(s.key) and self._store.holds(s.key) for s in self._todo.units[unit]):
             self.done(unit, "served")
-        return None
+            return []
+        return [unit]
 
     def done(self, unit: str, how: str = "done") -> None:
         """A unit is committed, here (done) or elsewhere (served)."""
@@ -114,7 +138,8 @@ class Board:
             path += self._consumers[unit]
 
     def again(self, unit: str) -> None:
-        """A unit that was taken is ready once more."""
+        """A unit that was taken is ready once more, now by itself."""
+        self._alone.add(unit)
         self._release(unit)
         self._push(unit)
 
@@ -137,14 +162,20 @@ def execute(
     failure). Returns the failures by stage key: of units that raised, of units whose worker died twice, and of all that
     is built on them. The rest is done nevertheless. Raises RankError where it was a run that other ranks are in.
     """
-    with contextlib.closing(Board(todo, store, tell)) as board:
+
+    def failed(taken: list[str], failure: Failure) -> None:
+        """Of units side by side one has failed: each is tried by itself."""
+        for unit in taken:
+            board.again(unit) if len(taken) > 1 else board.fail(unit, failure)
+
+    with contextlib.closing(Board(todo, store, tell, context.choices)) as board:
         if workers == 0:
             sent: set[str] = set()
             while board.open:
-                if (unit := board.take()) is None:
-                    time.sleep(LOOK_SECONDS)
+                if not (taken := board.take()):
+                    time.sleep(LOOK_SECONDS if board.open else 0)
                     continue
-                stages = todo.units[unit]
+                stages = todo.units[taken[0]]
                 joint = parallel.num_ranks() > 1 and "run" in stages[0].inputs
                 if joint:
                     run = stages[0].inputs["run"]
@@ -153,32 +184,35 @@ def execute(
                     parallel.tell((store.root.absolute(), run.device, news, [_shallow(stage) for stage in stages]))
                 try:
                     with parallel.together() if joint else contextlib.nullcontext():
-                        perform(stages, store, context, tell, checkpoint_seconds)
+                        perform([todo.units[unit] for unit in taken], store, context, tell, checkpoint_seconds)
                 except Exception as error:
                     if parallel.world()[1] > 1:
                         raise parallel.RankError(f"rank 0 left a training: {_one_line(error)}") from error
-                    board.fail(unit, Failure(_one_line(error), traceback.format_exc()))
+                    failed(taken, Failure(_one_line(error), traceback.format_exc()))
                 else:
-                    board.done(unit)
+                    for unit in taken:
+                        board.done(unit)
             return board.failures
 
-        arguments = (store.root, context.raw, context.device, checkpoint_seconds)
+        arguments = (store.root, context.raw, context.device, context.choices, checkpoint_seconds)
         deaths: dict[str, int] = {}
         with contextlib.closing(Pool(min(workers, len(todo.units)), _work, arguments)) as pool:
             while board.open or pool.busy:
-                while pool.idle and (unit := board.take()) is not None:
-                    pool.start(unit, [_shallow(stage) for stage in todo.units[unit]])
-                for unit, event, *rest in pool.events(LOOK_SECONDS):
+                while pool.idle and (taken := board.take(len(pool.idle))):
+                    pool.start(taken, [[_shallow(stage) for stage in todo.units[unit]] for unit in taken])
+                for taken, event, *rest in pool.events(LOOK_SECONDS):
                     if event == "done":
-                        board.done(unit)
+                        for unit in taken:
+                            board.done(unit)
                     elif event == "failed":
-                        board.fail(unit, Failure(*rest))
+                        failed(taken, Failure(*rest))
                     elif event == "died":
-                        deaths[unit] = deaths.get(unit, 0) + 1
-                        if deaths[unit] > 1:  # once may be the machine's doing, twice is the work's
-                            board.fail(unit, Failure(f"its worker process died twice ({rest[0]})"))
-                        else:
-                            board.again(unit)
+                        for unit in taken:
+                            deaths[unit] = deaths.get(unit, 0) + 1
+                            if deaths[unit] > 1:  # once may be the machine's doing, twice is the work's
+                                board.fail(unit, Failure(f"its worker process died twice ({rest[0]})"))
+                            else:
+                                board.again(unit)
                     else:
                         tell(event, *rest)
     return board.failures
@@ -202,20 +236,22 @@ def _one_line(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 
-def _work(pipe: Any, root: Path, raw: dict[str, Data], device: str, checkpoint_seconds: float) -> None:
+def _work(
+    pipe: Any, root: Path, raw: dict[str, Data], device: str, choices: dict[str, Choice], checkpoint_seconds: float
+) -> None:
     """A worker's life: units in, events out, until the pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    store, context = Store(root), Context(device, raw)
+    store, context = Store(root), Context(device, raw, choices=choices)
     # The parent closes the pipe when it is done with us; where it was killed, there is nobody left to tell
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         while True:
-            unit, stages = pipe.recv()
+            taken, units = pipe.recv()
             try:
-                perform(stages, store, context, lambda *event: pipe.send((unit, *event)), checkpoint_seconds)  # noqa: B023
+                perform(units, store, context, lambda *event: pipe.send((taken, *event)), checkpoint_seconds)  # noqa: B023
             except (Exception, SystemExit) as error:
-                pipe.send((unit, "failed", _one_line(error), traceback.format_exc()))
+                pipe.send((taken, "failed", _one_line(error), traceback.format_exc()))
             else:
-                pipe.send((unit, "done"))
+                pipe.send((taken, "done"))
 
 
 class _ReadOnly(Store):
@@ -241,4 +277,4 @@ def follow() -> None:
         name = f"{kind}:{parallel.local_rank()}" if kind == "cuda" else kind
         context = contexts.setdefault(kind, Context(name, raw))
         with contextlib.suppress(parallel.MismatchError), parallel.together():
-            perform(stages, _ReadOnly(root), context, lambda *event: None, math.inf)
+            perform([stages], _ReadOnly(root), context, lambda *event: None, math.inf)

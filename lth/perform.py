@@ -2,7 +2,7 @@
 
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,22 +10,27 @@ import torch
 from torch import Tensor, nn
 
 from lth.data import Data, Source
+from lth.engine.choice import Choice
 from lth.mask import prunable
 from lth.numerics import applied
+from lth.parallel import num_ranks
 from lth.stage import Diverged, Stage, Tensors, substitute
-from lth.state import History, TrainState
+from lth.state import History, Lane, TrainState
 from lth.store import Store
-from lth.train import Run, measure, movement, result, train, unit_of
+from lth.train import alike, measure, movement, result, shape, train_together, unit_of
 
 Tell = Callable[..., None]
 
 
 @dataclass
 class Context:
-    """Where a stage is computed; no part of any key. raw: the data sets in use, by digest."""
+    """Where and by what a stage is computed; no part of any key. raw: the data sets in use, by digest. engine: as
+    device.engine names it. choices: the engines of runs by their shape, sequential where there is none."""
 
     device: str = "cpu"
     raw: dict[str, Data] = field(default_factory=dict)
+    engine: str = "sequential"
+    choices: dict[str, Choice] = field(default_factory=dict)
     _resident: dict[str, Data] = field(default_factory=dict)
 
     def data(self, source: Source) -> Data:
@@ -59,79 +64,123 @@ def value(stage: Stage, store: Store, context: Context) -> Any:
     return found
 
 
-def perform(stages: list[Stage], store: Store, context: Context, tell: Tell, checkpoint_seconds: float = 30.0) -> None:
-    """Compute and commit the stages of one unit: all the missing ones of one run, or one other stage."""
+def perform(
+    units: Sequence[list[Stage]], store: Store, context: Context, tell: Tell, checkpoint_seconds: float = 30.0
+) -> None:
+    """Compute and commit the missing stages of units of work: of several runs of one shape, or of one other unit."""
     torch.set_num_threads(1)  # bits must not depend on how many threads a machine would take
-    started = time.perf_counter()
     about = {"versions": {"torch": torch.__version__, "python": platform.python_version()}, "device": context.device}
-    try:
-        if "run" in stages[0].inputs:
-            _pursue(stages, store, context, tell, checkpoint_seconds, about)
-        else:
-            value = compute(stages[0], store, context)
-            store.commit(stages[0], value, about | {"seconds": time.perf_counter() - started})
-    except _DivergedError as upstream:
-        for stage in stages:
-            store.commit(stage, Diverged(upstream.args[0]), about | {"seconds": 0.0})
+    courses = []
+    for stages in units:
+        started = time.perf_counter()
+        try:
+            if "run" in stages[0].inputs:
+                courses.append(_Course(stages, store, context))
+            else:
+                found = compute(stages[0], store, context)
+                store.commit(stages[0], found, about | {"seconds": time.perf_counter() - started})
+        except _DivergedError as upstream:
+            for stage in stages:
+                store.commit(stage, Diverged(upstream.args[0]), about | {"seconds": 0.0})
+    together: dict[tuple, list[_Course]] = {}
+    for course in courses:
+        together.setdefault(course.alike, []).append(course)
+    for group in together.values():
+        width = group[0].width
+        for first in range(0, len(group), width):
+            _pursue(group[first : first + width], store, context, tell, checkpoint_seconds, about)
 
 
-def _pursue(stages: list[Stage], store: Store, context: Context, tell: Tell, every: float, about: dict) -> None:
-    """One pass over a run that commits its states asked for as they come, its movement and its result at the end."""
-    named: Run = stages[0].inputs["run"]
-    run: Any = substitute(named, lambda stage: value(stage, store, context))
-    wanted = {stage.inputs["step"]: stage for stage in stages if "step" in stage.inputs}
-    results, movements = ([s for s in stages if s.task is task] for task in (result, movement))
-    data, model = context.data(run.data), context.model(run.model, run.data, run.numerics)
-    start, before, spent, first = run.start, History(), 0.0, run.start.step
-    stop = first + (run.num_steps if results or movements else max(wanted))
-    moved = {name: torch.zeros_like(weight) for name, weight in prunable(model).items()} if movements else {}
-    resumed = store.resume(unit_of(stages[0]))
-    carried = _movement(resumed[0]) if resumed else {}
-    # A checkpoint is of use unless a state asked for lies before it, or it has not summed the movement asked for
-    if resumed and all(first + step > resumed[1]["step"] for step in wanted) and moved.keys() <= carried.keys():
-        start, before, spent = _unpack(*resumed)
-        moved = {name: carried[name].to(context.device) for name in moved}
-        for point in before.points:
-            tell("point", named.result.key, point, (point["step"] - first) / run.num_steps)
-    started = saved = time.perf_counter()
-    stops = {first + step for step in wanted}
-    history = before
-    for step, state, history in train(model, start, run.mask, run.recipe, data, run.order, stop, stops, before, moved):
-        seconds = spent + time.perf_counter() - started
+class _Course:
+    """One pass over a run: from where it stands, with what is asked of it."""
+
+    def __init__(self, stages: list[Stage], store: Store, context: Context):
+        self.stages, self.named = stages, stages[0].inputs["run"]
+        self.run: Any = substitute(self.named, lambda stage: value(stage, store, context))
+        self.first = self.run.start.step
+        self.wanted = {self.first + stage.inputs["step"]: stage for stage in stages if "step" in stage.inputs}
+        self.results, self.movements = ([s for s in stages if s.task is task] for task in (result, movement))
+        self.stop = self.first + self.run.num_steps if self.results or self.movements else max(self.wanted)
+        self.model = context.model(self.run.model, self.run.data, self.run.numerics)
+        weights = prunable(self.model) if self.movements else {}
+        self.moved = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+        self.start, self.history, self.spent = self.run.start, History(), 0.0
+        engine = ""
+        resumed = store.resume(unit_of(stages[0]))
+        carried = _movement(resumed[0]) if resumed else {}
+        # A checkpoint is of use unless a state asked for lies before it, or it has not summed the movement asked for
+        if resumed and all(step > resumed[1]["step"] for step in self.wanted) and self.moved.keys() <= carried.keys():
+            self.start, self.history, self.spent, engine = _unpack(*resumed)
+            self.moved = {name: carried[name].to(context.device) for name in self.moved}
+        alone = bool(self.moved) or num_ranks() > 1
+        choice = Choice() if alone else context.choices.get(shape(self.run), Choice())
+        self.engine, self.width = choice.of(self.model, self.run.recipe, self.run.mask, engine)
+
+    @property
+    def alike(self) -> tuple:
+        """Equal where runs can be trained side by side: of one shape, from one step on, with moments of one age."""
+        ages = tuple((key, t.item() if t.ndim == 0 else None) for key, t in sorted(self.start.optimizer.items()))
+        return self.engine, alike(self.run), self.start.step, self.stop, ages
+
+    @property
+    def lane(self) -> Lane:
+        return Lane(self.start, self.run.mask, self.run.order, tuple(self.wanted), self.history, self.moved)
+
+
+def _pursue(courses: Sequence[_Course], store: Store, context: Context, tell: Tell, every: float, about: dict) -> None:
+    """One pass over runs side by side: states asked for are committed as they come, movement and result at the end."""
+    lead, began = courses[0], time.perf_counter()
+    saved = dict.fromkeys(range(len(courses)), began)
+    for course in courses:
+        for point in course.history.points:
+            tell("point", course.named.result.key, point, (point["step"] - course.first) / course.run.num_steps)
+    lanes, data = [course.lane for course in courses], context.data(lead.run.data)
+    for reached in train_together(lead.model, lanes, lead.run.recipe, data, lead.stop, lead.engine):
+        course, step, history = courses[reached.index], reached.step, reached.history
+        seconds = course.spent + (time.perf_counter() - began) / len(courses)
         evaluated = history.points and history.points[-1]["step"] == step
         if evaluated:
-            tell("point", named.result.key, history.points[-1], (step - first) / run.num_steps)
+            done = (step - course.first) / course.run.num_steps
+            tell("point", course.named.result.key, history.points[-1], done)
         if history.diverged_step is not None:
-            break
-        if step - first in wanted:
-            store.commit(wanted.pop(step - first), state(), about | {"seconds": seconds})
-        if evaluated and step < stop and time.perf_counter() - saved >= every:
-            store.checkpoint(unit_of(stages[0]), step, _pack(state(), history, seconds, moved))
-            saved = time.perf_counter()
-    diverged = history.diverged_step is not None
-    for stage in [*wanted.values(), *(movements if diverged else ())]:
-        store.commit(stage, Diverged(history.diverged_step or 0), about | {"seconds": 0.0})
-    for stage in movements if not diverged else ():
-        summed = Tensors({name: tensor.cpu() for name, tensor in moved.items()})
-        store.commit(stage, summed, about | {"seconds": spent + time.perf_counter() - started})
-    for stage in results:
-        numbers = measure(model, run.mask, history, data, first)
-        store.commit(stage, numbers, about | {"seconds": spent + time.perf_counter() - started})
-    store.finished(unit_of(stages[0]))
+            for stage in (*course.wanted.values(), *course.movements):
+                store.commit(stage, Diverged(history.diverged_step), about | {"seconds": 0.0})
+        elif step in course.wanted:
+            store.commit(course.wanted.pop(step), reached.state(), about | {"seconds": seconds})
+        if history.diverged_step is None and step < course.stop:
+            if evaluated and time.perf_counter() - saved[reached.index] >= every:
+                parts = _pack(reached.state(), history, seconds, course.moved, lead.engine.name)
+                store.checkpoint(unit_of(course.stages[0]), step, parts)
+                saved[reached.index] = time.perf_counter()
+            continue
+        if history.diverged_step is None:
+            reached.show()
+            for stage in course.movements:
+                summed = Tensors({name: tensor.cpu() for name, tensor in course.moved.items()})
+                store.commit(stage, summed, about | {"seconds": seconds})
+        for stage in course.results:
+            before = time.perf_counter()
+            numbers = measure(lead.model, course.run.mask, history, data, course.first)
+            seconds += time.perf_counter() - before
+            store.commit(stage, numbers, about | {"seconds": seconds, "engine": lead.engine.name})
+        store.finished(unit_of(course.stages[0]))
 
 
-def _pack(state: TrainState, history: History, seconds: float, moved: dict[str, Tensor]) -> tuple[dict, dict]:
+def _pack(
+    state: TrainState, history: History, seconds: float, moved: dict[str, Tensor], engine: str
+) -> tuple[dict, dict]:
     tensors, meta = state.pack()
     beside = {f"best:{name}": tensor for name, tensor in history.best.items()}
     beside |= {f"movement:{name}": tensor.cpu() for name, tensor in moved.items()}
-    return tensors | beside, meta | {"points": history.points, "best_step": history.best_step, "seconds": seconds}
+    meta |= {"points": history.points, "best_step": history.best_step, "seconds": seconds, "engine": engine}
+    return tensors | beside, meta
 
 
 def _movement(tensors: dict) -> dict[str, Tensor]:
     return {name.removeprefix("movement:"): t for name, t in tensors.items() if name.startswith("movement:")}
 
 
-def _unpack(tensors: dict, meta: dict) -> tuple[TrainState, History, float]:
+def _unpack(tensors: dict, meta: dict) -> tuple[TrainState, History, float, str]:
     best = {name.removeprefix("best:"): tensor for name, tensor in tensors.items() if name.startswith("best:")}
     state = TrainState.unpack({n: t for n, t in tensors.items() if not n.startswith(("best:", "movement:"))}, meta)
-    return state, History(meta["points"], meta["best_step"], best), meta["seconds"]
+    return state, History(meta["points"], meta["best_step"], best), meta["seconds"], meta["engine"]

@@ -196,6 +196,17 @@ class Run:
         return movement(run=self)
 
 
+def alike(run: Run) -> str:
+    """Equal for runs that can be trained side by side."""
+    return digest(describe([run.model, run.data, run.recipe, run.device, run.numerics, run.num_steps]))
+
+
+def shape(run: Run) -> str:
+    """Equal for runs whose steps cost the same: of one network, on one data set, with batches of one size."""
+    kind = run.recipe.optimizer, run.recipe.batch_size, run.recipe.accumulate
+    return digest(describe([run.model, run.data, kind, run.device, run.numerics]))
+
+
 def unit_of(stage: Stage) -> str:
     """Name of the unit of work that a stage belongs to: all stages of one run are one unit, any other is its own."""
     return stage.inputs["run"].unit if "run" in stage.inputs else stage.key

@@ -36,15 +36,15 @@ def _context() -> Any:
 class Pool:
     """`size` worker processes that run work(pipe, *arguments), each with a pipe of its own.
 
-    A worker takes (unit, stages) from its pipe and answers with (unit, event, ...), the last event "done" or "failed".
-    One that dies is reported as (unit, "died", how) and replaced.
+    A worker takes (names, units) from its pipe and answers with (names, event, ...), the last event "done" or "failed".
+    One that dies is reported as (names, "died", how) and replaced.
     """
 
     def __init__(self, size: int, work: Callable[..., None], arguments: tuple):
         self._start: Any = _context()
         self._work, self._arguments = work, arguments
         self.idle: list[Any] = []
-        self.busy: dict[Any, tuple[str, Any]] = {}  # pipe -> (unit, process)
+        self.busy: dict[Any, tuple[list[str], Any]] = {}  # pipe -> (names of its units, process)
         self._processes: dict[Any, Any] = {}
         for _ in range(size):
             self._hire()
@@ -57,12 +57,12 @@ class Pool:
         self._processes[ours] = process
         self.idle.append(ours)
 
-    def start(self, unit: str, stages: list[Stage]) -> None:
-        """Give a unit to an idle worker."""
+    def start(self, names: list[str], units: list[list[Stage]]) -> None:
+        """Give units to an idle worker."""
         pipe = self.idle.pop(0)
-        self.busy[pipe] = (unit, self._processes[pipe])
+        self.busy[pipe] = (names, self._processes[pipe])
         with contextlib.suppress(OSError):  # where it died idle, events() finds out
-            pipe.send((unit, stages))
+            pipe.send((names, units))
 
     def events(self, seconds: float) -> list[tuple]:
         """What the workers said since, waiting up to some seconds for the first word."""
@@ -70,7 +70,7 @@ class Pool:
         if not self.busy:
             time.sleep(seconds)
         for pipe in multiprocessing.connection.wait(list(self.busy), timeout=seconds):
-            unit, process = self.busy[pipe]
+            names, process = self.busy[pipe]
             try:
                 message = pipe.recv()  # type: ignore[union-attr]
             except (EOFError, OSError):
@@ -79,7 +79,7 @@ class Pool:
                 pipe.close()  # type: ignore[union-attr]
                 self._hire()
                 code = process.exitcode
-                found.append((unit, "died", f"signal {-code}" if code and code < 0 else f"exit code {code}"))
+                found.append((names, "died", f"signal {-code}" if code and code < 0 else f"exit code {code}"))
                 continue
             found.append(message)
             if message[1] in ("done", "failed"):

@@ -399,5 +399,5 @@ def test_context_is_no_part_of_a_key(bench: Bench):
     run = bench.trainings()[0].run
     assert "data_dir" not in json.dumps(run.result.description)
     assert dataclasses.replace(run, device="cuda").result.key != run.result.key
-    perform([run.start], bench.store, Context("cpu", bench.context.raw), lambda *event: None)
+    perform([[run.start]], bench.store, Context("cpu", bench.context.raw), lambda *event: None)
     assert bench.store.holds(run.start.key)

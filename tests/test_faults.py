@@ -29,10 +29,11 @@ INJECTION = """
 import importlib.util, os, signal, sys
 
 def faulty(train):
-    def wrapped(model, start, mask, *rest):
-        for at, state, history in train(model, start, mask, *rest):
-            yield at, state, history
-            if mask is not None and at >= 40:  # of 60 steps: midway
+    def wrapped(model, lanes, *rest):
+        mask = lanes[0].mask
+        for reached in train(model, lanes, *rest):
+            yield reached
+            if mask is not None and reached.step >= 40:  # of 60 steps: midway
                 here = lambda fault: os.path.join(os.environ["LTH_FAULTS"], f"{fault}_{mask.num_kept}")
                 if os.path.exists(here("raise")):
                     raise RuntimeError("out of luck")
@@ -53,7 +54,7 @@ class Finder:
         run = spec.loader.exec_module
         def exec_module(module):
             run(module)
-            module.train = faulty(module.train)
+            module.train_together = faulty(module.train_together)
         spec.loader.exec_module = exec_module
         return spec
 
@@ -186,14 +187,14 @@ def test_a_failed_job_says_how_to_go_on(tmp_path):
     """A single job whose level 2 raises: exit 1, the rows there are, one line of ours with the command, which then does
     only what is missing, also where keep=tickets forgets states."""
     words = f"prune.sparsity=0.488 replicates=1 branch=[] keep=tickets hydra.run.dir=job {SMALL}"
-    bad, train = num_kept(0.36, NUM_TOTAL), lth.perform.train
+    bad, train = num_kept(0.36, NUM_TOTAL), lth.perform.train_together
 
-    def faulty(model, start, mask, *rest):
-        if mask is not None and mask.num_kept == bad:
+    def faulty(model, lanes, *rest):
+        if lanes[0].mask is not None and lanes[0].mask.num_kept == bad:
             raise RuntimeError("out of luck")
-        return train(model, start, mask, *rest)
+        return train(model, lanes, *rest)
 
-    with patch("lth.perform.train", faulty):
+    with patch("lth.perform.train_together", faulty):
         ran = run_here(words, tmp_path)
     assert ran.code == 1 and ran.plan == (4, 4, 0, 0)
     assert [row["level"] for row in ran.rows("job")] == [0, 1]
@@ -227,14 +228,14 @@ def test_killed_in_the_middle_and_resumed(tmp_path, workers):
     assert not (killed / "job" / "rows.jsonl").exists()
     # Killed between a checkpoint and the removal of the one before it, a training has both
     reached = {path.name[:-12]: int(path.name[-12:]) for path in sorted((store / "work").iterdir())}
-    began, train = [], lth.perform.train
+    began, train = [], lth.perform.train_together
     assert reached
 
-    def watched(model, start, *rest):
-        began.append(start.step)
-        return train(model, start, *rest)
+    def watched(model, lanes, *rest):
+        began.append(lanes[0].start.step)
+        return train(model, lanes, *rest)
 
-    with patch("lth.perform.train", watched):
+    with patch("lth.perform.train_together", watched):
         resumed = run_here(words, killed)
     assert resumed.code == 0 and resumed.plan[1] > 0
     # Each went on from where it was, the others from 0
@@ -287,16 +288,16 @@ def processor_seconds(pid: int) -> tuple[bool, float]:
 def test_interrupt_prints_the_command_that_goes_on(tmp_path):
     """Ctrl-C in the middle of a training: exit 130, one line on stderr; the command in it finishes the work."""
     words = f"-m prune.sparsity=0.2,0.36 replicates=1 checkpoint_seconds=0 hydra.sweep.dir=sweep {SMALL}"
-    train, calls = lth.perform.train, []
+    train, calls = lth.perform.train_together, []
 
     def interrupted(*args):
         calls.append(args)
         for item in train(*args):
             yield item
-            if len(calls) > 4 and item[0] >= 40:  # past the plan's own measurement, and in the third training
+            if len(calls) > 4 and item.step >= 40:  # past the plan's own measurement, and in the third training
                 raise KeyboardInterrupt
 
-    with patch("lth.perform.train", interrupted):
+    with patch("lth.perform.train_together", interrupted):
         ran = run_here(words, tmp_path)
     assert ran.code == 130
     assert len(ran.err.splitlines()) == 1

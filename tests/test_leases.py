@@ -143,9 +143,9 @@ def test_a_silent_owner_elsewhere_is_taken_over_from_in_time(bench: Bench, monke
     heart.start()
     begun: dict[str, float] = {}
 
-    def watched(stages, *rest):
-        begun[unit_of(stages[0])] = time.monotonic()
-        return perform(stages, *rest)
+    def watched(units, *rest):
+        begun[unit_of(units[0][0])] = time.monotonic()
+        return perform(units, *rest)
 
     monkeypatch.setattr(lth.execute, "perform", watched)
     assert not bench.run(trainings)

@@ -194,7 +194,7 @@ def test_a_file_that_changes_after_it_was_named_fails(bench: Bench, tmp_path):
     stage = origin(bench, path)
     save_file(weights(6), path)
     with pytest.raises(ValueError, match=rf"^{re.escape(str(path))} is not what it was when this command began"):
-        perform([stage], bench.store, Context(), lambda *event: None)
+        perform([[stage]], bench.store, Context(), lambda *event: None)
     assert not bench.store.present(stage.key)
 
 

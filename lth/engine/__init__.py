@@ -3,7 +3,7 @@ within the rounding of float32, whatever runs it trains side by side (law 9).
 """
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from torch import Tensor, nn
 
@@ -14,6 +14,8 @@ from lth.state import Lane, TrainState
 
 class Engine(Protocol):
     """Runs of one shape in training: made of a model, lanes that start at one step, and a recipe. See Sequential."""
+
+    name: ClassVar[str]
 
     def __init__(self, model: nn.Module, lanes: Sequence[Lane], recipe: Recipe): ...
 

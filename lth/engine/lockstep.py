@@ -6,7 +6,7 @@ which cost less than autograd's for a single run already.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn, vmap
@@ -30,6 +30,8 @@ class Lockstep:
 
     The lanes start at one step, with the same moments or none of them with any, see `alike`.
     """
+
+    name: ClassVar[str] = "lockstep"
 
     @staticmethod
     def fits(model: nn.Module, recipe: Recipe) -> bool:

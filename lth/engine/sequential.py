@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -78,6 +79,8 @@ def _restore(
 
 class Sequential:
     """The engine that takes every network, recipe and device."""
+
+    name: ClassVar[str] = "sequential"
 
     def __init__(self, model: nn.Module, lanes: Sequence[Lane], recipe: Recipe):
         (lane,) = lanes

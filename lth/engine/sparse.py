@@ -9,8 +9,9 @@ bias; one without fan-out costs no product. So nothing need be taken out of the 
 act on such units as they do in `sequential`.
 """
 
+import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,8 @@ from lth.state import Lane, score
 class Sparse(Perceptrons):
     """Multilayer perceptrons in float32 on a CPU, one run at a time."""
 
+    name: ClassVar[str] = "sparse"
+
     @staticmethod
     def fits(model: nn.Module, recipe: Recipe) -> bool:
         plain = getattr(model, "numerics", "reference") in ("reference", "fast")
@@ -35,7 +38,9 @@ class Sparse(Perceptrons):
         self._masks = self._masked = []  # what is removed is not there
         (self._mask,) = self._kept
         self._rows = {layer.weight: _Rows(self._mask[layer.weight]) for layer in self._layers}
-        self._weights = {name: rows.matrix(self._params[name].detach()) for name, rows in self._rows.items()}
+        with warnings.catch_warnings():  # torch says once that such tensors are in beta state
+            warnings.simplefilter("ignore", UserWarning)
+            self._weights = {name: rows.matrix(self._params[name].detach()) for name, rows in self._rows.items()}
         self._sampled = {name: rows.matrix(self._slopes[name]) for name, rows in self._rows.items()}
 
     def _squeeze(self, name: str, tensor: Tensor, kept: Mask) -> Tensor:
