@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import time
 from pathlib import Path
 
 import pytest
@@ -105,11 +106,17 @@ def test_the_first_who_writes_wins(tmp_path: Path):
 
 
 def _ask(root: str, number: int, gate, pipe) -> None:
+    def measure() -> dict:
+        Path(root, f"measured by {number}").touch()
+        time.sleep(0.3)
+        return {"by": number}
+
     gate.wait()
-    pipe.send(recalled(Path(root), "probe", None, lambda: {"by": number}))
+    pipe.send(recalled(Path(root), "probe", None, measure))
 
 
 def test_processes_that_ask_at_once_get_one_answer(tmp_path: Path):
+    """And one of them measures, undisturbed by the other."""
     start = multiprocessing.get_context("forkserver")
     gate, asked = start.Barrier(2), []
     for number in range(2):
@@ -122,3 +129,4 @@ def test_processes_that_ask_at_once_get_one_answer(tmp_path: Path):
         process.join()
         pipe.close()
     assert answers[0] == answers[1] == recalled(tmp_path, "probe", None, Measure())
+    assert len(list(tmp_path.glob("measured by *"))) == 1
