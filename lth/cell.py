@@ -103,7 +103,7 @@ def execute_cells(
     also, along = ([s for cell in cells for s in stages(cell)] for stages in (Cell.targets, Cell.along))
     todo = plan(asked, store, also, along)
     studies = ", ".join(dict.fromkeys(cell.study for cell in cells))
-    announce(f"{studies}: {todo}{_estimate(todo, context, workers)}")
+    announce(f"{studies}: {todo}{_estimate(todo, store, context, workers)}")
     outcome = Outcome(computed={stage.key for stages in todo.units.values() for stage in stages})
     if not todo.units:
         return outcome
@@ -132,7 +132,7 @@ def execute_cells(
     return outcome
 
 
-def _estimate(todo: Plan, context: Context, workers: int) -> str:
+def _estimate(todo: Plan, store: Store, context: Context, workers: int) -> str:
     """ "; about 80 s, 130 MB": what the plan will take, from a short measurement of each kind of run."""
     if not todo.trainings:
         return ""
@@ -141,7 +141,7 @@ def _estimate(todo: Plan, context: Context, workers: int) -> str:
         kind = digest(describe([run.model, run.data, run.recipe.optimizer, run.recipe.batch_size, run.numerics]))
         if kind not in kinds:
             try:
-                kinds[kind] = measure_step(run, context)
+                kinds[kind] = measure_step(run, context, store)
             except ValueError:  # at a file that is no image: its training says so, and the others go on
                 return ""
         seconds += kinds[kind][0] * run.num_steps / max(1, workers, num_ranks())
@@ -170,7 +170,7 @@ def record(cell: Cell, store: Store, outcome: Outcome, folder: Path, view: View)
         numbers, manifest = result_of(entry.stage, store), store.manifest(entry.stage.key)
         view.trained(entry.stage.key, numbers.get("curve", []), numbers)
         served = "computed" if entry.stage.key in outcome.computed else "stored"
-        rows.append(_row(cell, entry, numbers, round(manifest["seconds"], 3), served))
+        rows.append(_row(cell, entry, numbers, manifest, served))
         labels = {"replicate": entry.replicate, "level": entry.level, "branch": entry.branch}
         labels |= {"of": entry.of} if entry.of else {}
         series = {name: value for name, value in numbers.items() if isinstance(value, list)}
@@ -185,7 +185,7 @@ def record(cell: Cell, store: Store, outcome: Outcome, folder: Path, view: View)
     return rows
 
 
-def _row(cell: Cell, entry: Entry, numbers: dict, seconds: float, served: str) -> dict:
+def _row(cell: Cell, entry: Entry, numbers: dict, manifest: dict, served: str) -> dict:
     """The labels of an entry and its numbers: those of a trained network in a fixed order, those of a measurement as it
     gives them, behind the name of what it is `of`."""
     total = numbers.get("num_total")
@@ -205,13 +205,14 @@ def _row(cell: Cell, entry: Entry, numbers: dict, seconds: float, served: str) -
     if entry.run:
         names = ("test_accuracy", "test_loss", "val_accuracy", "early_stop_step", "early_stop_test_accuracy")
         row |= {name: numbers.get(name) for name in names} | {"steps": entry.run.num_steps}
+        row |= {"numerics": entry.run.numerics, "gemm": manifest.get("gemm")}
     else:
         row |= {"of": entry.of} | {
             name: n for name, n in numbers.items() if not isinstance(n, list) and name not in row
         }
     return row | {
         "diverged_step": numbers.get("diverged_step"),
-        "seconds": seconds,
+        "seconds": round(manifest["seconds"], 3),
         "served": served,
         "stage": entry.stage.key,
     }

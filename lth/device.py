@@ -17,14 +17,14 @@ class Device:
 
     workers: processes that train side by side, each with one intra-op thread, so that results do not depend on their
     number; auto: one a core on a CPU, one on a GPU; 0: none, everything in this process, for debuggers.
-    numerics: of training and of its evaluation: reference, bf16, or on a GPU fp16 (lth/numerics.py).
+    numerics: of training and of its evaluation: fast, reference, bf16, or on a GPU tf32 and fp16 (lth/numerics.py).
     Under torchrun a rank has no workers, and the GPU of its number.
     """
 
     kind: str = "auto"
     index: int = 0
     workers: int | str = "auto"
-    numerics: str = "reference"
+    numerics: str = "fast"
 
     def __post_init__(self) -> None:
         available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
@@ -41,8 +41,9 @@ class Device:
             object.__setattr__(self, "kind", found)
         if self.numerics not in KINDS:
             raise ValueError(f"device.numerics={self.numerics} is not one of: {', '.join(KINDS)}")
-        if self.numerics == "fp16" and self.kind != "cuda":
-            raise ValueError(f"device.numerics=fp16 is for device=cuda, this is {self.kind}; use bf16 or reference")
+        if self.numerics in ("tf32", "fp16") and self.kind != "cuda":
+            other = "fast" if self.numerics == "tf32" else "bf16"
+            raise ValueError(f"device.numerics={self.numerics} is for device=cuda, this is {self.kind}; use {other}")
         if self.workers == "auto":
             object.__setattr__(self, "workers", num_cores() if self.kind == "cpu" else 1)
 

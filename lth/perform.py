@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lth.data import Data, Source
 from lth.engine.choice import Choice
 from lth.mask import prunable
-from lth.numerics import applied
+from lth.numerics import applied, computing, gemm_of
 from lth.parallel import num_ranks
 from lth.stage import Diverged, Stage, Tensors, substitute
 from lth.state import History, Lane, TrainState
@@ -74,11 +74,12 @@ def perform(
     for stages in units:
         started = time.perf_counter()
         try:
-            if "run" in stages[0].inputs:
-                courses.append(_Course(stages, store, context))
-            else:
-                found = compute(stages[0], store, context)
-                store.commit(stages[0], found, about | {"seconds": time.perf_counter() - started})
+            with computing():  # what is not training
+                if "run" in stages[0].inputs:
+                    courses.append(_Course(stages, store, context))
+                else:
+                    found = compute(stages[0], store, context)
+                    store.commit(stages[0], found, about | {"seconds": time.perf_counter() - started})
         except _DivergedError as upstream:
             for stage in stages:
                 store.commit(stage, Diverged(upstream.args[0]), about | {"seconds": 0.0})
@@ -86,9 +87,12 @@ def perform(
     for course in courses:
         together.setdefault(course.alike, []).append(course)
     for group in together.values():
-        width = group[0].width
-        for first in range(0, len(group), width):
-            _pursue(group[first : first + width], store, context, tell, checkpoint_seconds, about)
+        width, numerics = group[0].width, group[0].run.numerics
+        gemm = gemm_of(numerics, context.device, store.root)
+        with computing(numerics, gemm):
+            for first in range(0, len(group), width):
+                said = about | ({"gemm": gemm} if gemm else {})
+                _pursue(group[first : first + width], store, context, tell, checkpoint_seconds, said)
 
 
 class _Course:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import torch
 
 from lth.mask import Mask
+from lth.numerics import computing, gemm_of
 from lth.perform import Context
 from lth.stage import Numbers, Stage, ancestors
 from lth.state import TrainState
@@ -108,16 +109,17 @@ def _missing(stage: Stage, unit_names: dict[str, str | None]) -> set[str]:
     return units
 
 
-def measure_step(run: Run, context: Context) -> tuple[float, int]:
+def measure_step(run: Run, context: Context, store: Store) -> tuple[float, int]:
     """(seconds a step, bytes of a state) of a run's kind, measured on a fresh network: what the plan estimates with."""
     torch.set_num_threads(1)
     data, model = context.data(run.data), context.model(run.model, run.data, run.numerics)
     mask = Mask.dense(model)
     start, state = TrainState.of(model), None
-    for num_steps in (3, 10):  # the first ones warm up
-        started = time.perf_counter()
-        for _, state, _ in train(model, start, mask, run.recipe, data, 0, num_steps):
-            pass
-        seconds = (time.perf_counter() - started) / num_steps
+    with computing(run.numerics, gemm_of(run.numerics, context.device, store.root)):
+        for num_steps in (3, 10):  # the first ones warm up
+            started = time.perf_counter()
+            for _, state, _ in train(model, start, mask, run.recipe, data, 0, num_steps):
+                pass
+            seconds = (time.perf_counter() - started) / num_steps
     tensors = state().pack()[0] if state else {}
     return seconds, sum(tensor.nbytes for tensor in tensors.values())

@@ -171,7 +171,8 @@ BAD = """
     pattern.output=1.5                           | pattern.output=1.5 | [0, 1]
     device.kind=gpu                              | device.kind=gpu | cuda
     device.numerics=fp32                         | device.numerics=fp32 | reference
-    device.numerics=fp16                         | device.numerics=fp16 | cuda
+    device.numerics=fp16                         | device.numerics=fp16 | cuda | bf16
+    device.numerics=tf32                         | device.numerics=tf32 | cuda | fast
     recipe.ema=1                                 | recipe.ema=1 | [0, 1)
     recipe.clip=0                                | recipe.clip=0 | null
     recipe.accumulate=7                          | recipe.accumulate=7 | recipe.batch_size=60

@@ -396,7 +396,7 @@ def test_workers_give_the_bytes_of_one_process(folder, tmp_path):
         trainings = bench.trainings(0.2)
         assert not bench.run(trainings, workers)
         stored.append(bench.numbers(trainings))
-        assert measure_step(trainings[0].run, bench.context)[0] > 0
+        assert measure_step(trainings[0].run, bench.context, bench.store)[0] > 0
     assert stored[0] == stored[1] and len(stored[0]) == 2
 
 
