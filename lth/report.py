@@ -43,8 +43,8 @@ def report(
             console.print(of.table(part))
             for verdict in of.verdict(part):
                 console.print(verdict.evidence, soft_wrap=True, highlight=False, markup=False)
-            if "numerics" in part:
-                console.print(f"numerics: {_numerics(part)}", soft_wrap=True, highlight=False, markup=False)
+            if numerics := _numerics(part):
+                console.print(f"numerics: {numerics}", soft_wrap=True, highlight=False, markup=False)
             if hasattr(of, "figure"):  # one of its own
                 drawn += of.figure(part, folder / "report" / str(study), published, records)
         if (beside_theirs := analysis.compare(rows, published)).row_count:
@@ -63,6 +63,7 @@ def report(
 
 
 def _numerics(rows: pd.DataFrame) -> str:
-    """ "fast (onednn)": in what numbers networks were trained, and through which back end where there was a choice."""
+    """ "fast (onednn)": in what numbers networks were trained, and through which back end where there was a choice; ""
+    where rows do not say."""
     kinds = rows[["numerics", "gemm"]].dropna(subset=["numerics"]).drop_duplicates()
     return ", ".join(f"{kind} ({gemm})" if isinstance(gemm, str) else kind for kind, gemm in kinds.to_numpy())

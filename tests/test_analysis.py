@@ -33,6 +33,8 @@ def row(branch="ticket", replicate=0, sparsity=0.5, accuracy: float | None = 0.9
         "early_stop_step": 70,
         "early_stop_test_accuracy": accuracy,
         "steps": 100,
+        "numerics": "fast",
+        "gemm": "onednn",
         "seconds": 1.0,
         "served": "computed",
         "diverged_step": 13 if accuracy is None else None,
@@ -171,6 +173,7 @@ def test_a_stage_shared_by_two_settings_is_in_both(tmp_path):
         ([["prune.rounds=5"], ["prune.rounds=10"]], ["prune.rounds=5", "prune.rounds=10"]),
         ([["prune.sparsity=0.5", "replicates=3", "branch=[]"], ["prune.sparsity=0.8", "store=/x"]], ["", ""]),
         ([["wandb=offline", "wandb.project=a"], ["device=cuda", "device.index=1", "hydra/launcher=ray"]], ["", ""]),
+        ([["device.numerics=bf16"], ["device=cuda"]], ["device.numerics=bf16", ""]),
     ],
 )
 def test_setting_is_what_differs(tmp_path, overrides, settings):

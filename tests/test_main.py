@@ -53,6 +53,8 @@ FIELDS = {
     "early_stop_step": int,
     "early_stop_test_accuracy": float,
     "steps": int,
+    "numerics": str,
+    "gemm": str,
     "diverged_step": type(None),
     "seconds": float,
     "served": str,
@@ -218,6 +220,7 @@ def test_rows_are_one_a_trained_network(sweep, number, sparsity):
         assert f"prune.sparsity={sparsity}" in row["overrides"] and len(row["overrides"]) == len(SWEEP.split())
         assert all(0 <= row[name] <= 1 for name in ("test_accuracy", "val_accuracy", "early_stop_test_accuracy"))
         assert row["test_loss"] > 0 and row["seconds"] > 0
+        assert row["numerics"] == "fast" and row["gemm"] in ("blas", "onednn")
         assert row["rewind_step"] == 0 and row["steps"] == 60 and row["early_stop_step"] in (20, 40, 60)
         assert re.fullmatch("[0-9a-f]{64}", row["stage"])
     assert len({row["stage"] for row in rows}) == len(rows)
@@ -278,6 +281,7 @@ def test_report_shows_table_verdicts_and_files(sweep):
     for branch in ("ticket", *CONTROLS):
         (verdict,) = re.findall(rf"^{branch} (?:matches|misses|never matches) dense.*$", sweep.out, re.MULTILINE)
         assert "paired t, 95%, n=2" in verdict
+    assert f"\nnumerics: fast ({rows[0]['gemm']})\n" in sweep.out
     printed = [sweep.cwd / line for line in sweep.out.splitlines() if line.endswith((".csv", ".png", ".svg"))]
     assert {path.resolve() for path in printed} == {path.resolve() for path in folder.iterdir()}
     names = ("accuracy_vs_sparsity", "early_stop_vs_sparsity")
