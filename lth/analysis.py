@@ -28,20 +28,8 @@ METRICS = ("test_accuracy", "early_stop_test_accuracy", "early_stop_step")
 NULLABLE = (*METRICS, "test_loss", "val_accuracy", "rewind_step", "diverged_step")
 COLUMNS = (
     *("setting", "study", "cell", "overrides", "replicate", "level", "branch", "sparsity"),
-    *(
-        "target_sparsity",
-        "num_kept",
-        "num_total",
-        "of",
-        "steps",
-        "numerics",
-        "gemm",
-        "seconds",
-        "served",
-        "stage",
-        "job",
-    ),
-    *NULLABLE,
+    *("target_sparsity", "num_kept", "num_total", "of", "steps", "numerics", "gemm", "seconds", "served", "stage"),
+    *("job", *NULLABLE),
 )
 # Overrides that say how far, how often, where, or what else is measured; they do not change what a ticket is.
 # prune.rounds is not among them: more rounds to the same sparsity are another schedule.

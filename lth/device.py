@@ -13,16 +13,17 @@ from lth.parallel import local_rank, num_ranks
 
 @dataclass(frozen=True)
 class Device:
-    """kind: auto (cuda, then mps, then cpu), cpu, cuda or mps. index: which GPU.
+    """kind: auto (cuda, then mps, then cpu), cpu, cuda or mps. index: the one GPU to use; None: all that are visible,
+    worker i on the i-th, and the first for what this process does itself.
 
     workers: processes that train side by side, each with one intra-op thread, so that results do not depend on their
-    number; auto: one a core on a CPU, one on a GPU; 0: none, everything in this process, for debuggers.
+    number; auto: one a core on a CPU, one on each GPU; 0: none, everything in this process, for debuggers.
     numerics: of training and of its evaluation: fast, reference, bf16, or on a GPU tf32 and fp16 (lth/numerics.py).
     Under torchrun a rank has no workers, and the GPU of its number.
     """
 
     kind: str = "auto"
-    index: int = 0
+    index: int | None = None
     workers: int | str = "auto"
     numerics: str = "fast"
 
@@ -32,8 +33,6 @@ class Device:
             raise ValueError(f"device.kind={self.kind} is not one of: auto, cpu, cuda, mps")
         if not available.get(self.kind, True):
             raise ValueError(f"device={self.kind} is not available here; use device=auto or device=cpu")
-        if self.kind == "cuda" and not 0 <= self.index < torch.cuda.device_count():
-            raise ValueError(f"device.index={self.index} must be 0 to {torch.cuda.device_count() - 1}")
         if self.workers != "auto" and (not isinstance(self.workers, int) or self.workers < 0):
             raise ValueError(f"device.workers={self.workers} must be auto or a whole number of at least 0")
         if self.kind == "auto":
@@ -44,8 +43,12 @@ class Device:
         if self.numerics in ("tf32", "fp16") and self.kind != "cuda":
             other = "fast" if self.numerics == "tf32" else "bf16"
             raise ValueError(f"device.numerics={self.numerics} is for device=cuda, this is {self.kind}; use {other}")
+        num_gpus = torch.cuda.device_count() if self.kind == "cuda" else 1
+        if self.kind == "cuda" and self.index is not None and not 0 <= self.index < num_gpus:
+            raise ValueError(f"device.index={self.index} must be 0 to {num_gpus - 1}, or null for all GPUs")
         if self.workers == "auto":
-            object.__setattr__(self, "workers", num_cores() if self.kind == "cpu" else 1)
+            several = num_gpus if self.index is None else 1
+            object.__setattr__(self, "workers", num_cores() if self.kind == "cpu" else several)
 
         if num_ranks() > 1:
             here, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
@@ -58,5 +61,10 @@ class Device:
 
     @property
     def name(self) -> str:
-        """As torch names it."""
-        return f"cuda:{self.index}" if self.kind == "cuda" else self.kind
+        """As torch names it, to which cuda is the first."""
+        return self.kind if self.kind != "cuda" or self.index is None else f"cuda:{self.index}"
+
+
+def of_worker(number: int, name: str) -> str:
+    """The device of a worker: where all GPUs are asked for, the one of its number, and so on around."""
+    return f"cuda:{number % torch.cuda.device_count()}" if name == "cuda" else name

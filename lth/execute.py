@@ -23,6 +23,7 @@ from filelock import SoftFileLease, Timeout
 
 from lth import parallel
 from lth.data import Data
+from lth.device import of_worker
 from lth.engine.choice import Choice
 from lth.perform import Context, Tell, perform
 from lth.plan import Plan
@@ -237,17 +238,17 @@ def _one_line(error: BaseException) -> str:
 
 
 def _work(
-    pipe: Any, root: Path, raw: dict[str, Data], device: str, choices: dict[str, Choice], checkpoint_seconds: float
+    pipe: Any, number: int, root: Path, raw: dict[str, Data], device: str, choices: dict[str, Choice], every: float
 ) -> None:
     """A worker's life: units in, events out, until the pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    store, context = Store(root), Context(device, raw, choices=choices)
+    store, context = Store(root), Context(of_worker(number, device), raw, choices=choices)
     # The parent closes the pipe when it is done with us; where it was killed, there is nobody left to tell
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         while True:
             taken, units = pipe.recv()
             try:
-                perform(units, store, context, lambda *event: pipe.send((taken, *event)), checkpoint_seconds)  # noqa: B023
+                perform(units, store, context, lambda *event: pipe.send((taken, *event)), every)  # noqa: B023
             except (Exception, SystemExit) as error:
                 pipe.send((taken, "failed", _one_line(error), traceback.format_exc()))
             else:

@@ -34,10 +34,10 @@ def _context() -> Any:
 
 
 class Pool:
-    """`size` worker processes that run work(pipe, *arguments), each with a pipe of its own.
+    """`size` worker processes that run work(pipe, number, *arguments), each with its own pipe and number, from 0 on.
 
     A worker takes (names, units) from its pipe and answers with (names, event, ...), the last event "done" or "failed".
-    One that dies is reported as (names, "died", how) and replaced.
+    One that dies is reported as (names, "died", how) and replaced by another of its number.
     """
 
     def __init__(self, size: int, work: Callable[..., None], arguments: tuple):
@@ -46,15 +46,16 @@ class Pool:
         self.idle: list[Any] = []
         self.busy: dict[Any, tuple[list[str], Any]] = {}  # pipe -> (names of its units, process)
         self._processes: dict[Any, Any] = {}
-        for _ in range(size):
-            self._hire()
+        self._numbers: dict[Any, int] = {}
+        for number in range(size):
+            self._hire(number)
 
-    def _hire(self) -> None:
+    def _hire(self, number: int) -> None:
         ours, theirs = self._start.Pipe()
-        process = self._start.Process(target=self._work, args=(theirs, *self._arguments), daemon=True)
+        process = self._start.Process(target=self._work, args=(theirs, number, *self._arguments), daemon=True)
         process.start()
         theirs.close()
-        self._processes[ours] = process
+        self._processes[ours], self._numbers[ours] = process, number
         self.idle.append(ours)
 
     def start(self, names: list[str], units: list[list[Stage]]) -> None:
@@ -77,7 +78,7 @@ class Pool:
                 process.join()
                 del self.busy[pipe], self._processes[pipe]
                 pipe.close()  # type: ignore[union-attr]
-                self._hire()
+                self._hire(self._numbers.pop(pipe))
                 code = process.exitcode
                 found.append((names, "died", f"signal {-code}" if code and code < 0 else f"exit code {code}"))
                 continue
