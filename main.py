@@ -86,6 +86,7 @@ def build(cfg: DictConfig, settings: DictConfig) -> Job:
     from lth.branch import chosen_levels
     from lth.cell import Cell
     from lth.data import Source
+    from lth.engine.choice import check as check_engine
     from lth.perform import Context
     from lth.stage import ancestors
     from lth.store import Store, StoreError, check_writable
@@ -102,7 +103,7 @@ def build(cfg: DictConfig, settings: DictConfig) -> Job:
         )
         data = _load(dataset, Path(config["data_dir"]))
         source = Source(dataset, data.digest, len(data.train.y), data.input_shape, data.num_classes)
-        context = Context(device.name, {source.digest: data})
+        context = Context(device.name, {source.digest: data}, device.engine)
         recipe = recipe.on(source.num_train)
         sparsities, entries = prune(), []
         for replicate in range(config["replicates"]):
@@ -124,6 +125,7 @@ def build(cfg: DictConfig, settings: DictConfig) -> Job:
         try:
             recipe.check_optimizer()
             network = _check_model(model, context, source, settings.runtime.choices)
+            check_engine(device.engine, network, recipe)
             _check_pattern(pattern, network, [0.0, *sparsities][-1])
             if sparsities and hasattr(criterion, "check"):
                 criterion.check(network, data.train)
@@ -247,7 +249,8 @@ def execute(jobs: list[Job], folders: list[Path], group: str) -> None:
         together.setdefault((job.config["store"], job.device), []).append((job, view))
     for (root, device), members in together.items():
         store = Store(root)
-        context = Context(device.name, {name: data for job, _ in members for name, data in job.context.raw.items()})
+        data = {name: data for job, _ in members for name, data in job.context.raw.items()}
+        context = Context(device.name, data, device.engine)
         outcome = execute_cells(
             [job.cell for job, _ in members], store, context, device.workers, [view for _, view in members],
             members[0][0].config["checkpoint_seconds"],

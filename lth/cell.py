@@ -16,12 +16,14 @@ from lth import __version__
 from lth.execute import Failure, execute
 from lth.parallel import num_ranks
 from lth.perform import Context, value
-from lth.plan import Plan, measure_step, plan
+from lth.plan import Plan, choose, measure_step, plan
 from lth.progress import Progress
 from lth.stage import Diverged, Stage, ancestors, describe, digest
 from lth.store import Store
 from lth.tickets import Entry
 from lth.tracking import View, write_rows
+
+LONG = 20.0  # seconds of training from which on engines are measured, which takes about 3
 
 
 @dataclass
@@ -133,20 +135,22 @@ def execute_cells(
 
 
 def _estimate(todo: Plan, store: Store, context: Context, workers: int) -> str:
-    """ "; about 80 s, 130 MB": what the plan will take, from a short measurement of each kind of run."""
-    if not todo.trainings:
+    """ "; about 80 s, 130 MB": what the plan will take, from a short measurement of each kind of run. Kinds that take
+    long get the engine that is fastest for them."""
+    runs, spent, size = {run.shape: run for run in todo.trainings}, dict[str, float](), 0.0
+    try:
+        steps = {shape: measure_step(run, context, store) for shape, run in runs.items()}
+    except ValueError:  # at a file that is no image: its training says so, and the others go on
         return ""
-    kinds, seconds, size = {}, 0.0, 0.0
     for run in todo.trainings:
-        kind = digest(describe([run.model, run.data, run.recipe.optimizer, run.recipe.batch_size, run.numerics]))
-        if kind not in kinds:
-            try:
-                kinds[kind] = measure_step(run, context, store)
-            except ValueError:  # at a file that is no image: its training says so, and the others go on
-                return ""
-        seconds += kinds[kind][0] * run.num_steps / max(1, workers, num_ranks())
-        size += kinds[kind][1] * todo.num_states / len(todo.trainings)
-    return f"; about {seconds:.0f} s, {size / 1e6:.0f} MB"
+        seconds, num_bytes = steps[run.shape]
+        spent[run.shape] = spent.get(run.shape, 0.0) + seconds * run.num_steps / max(1, workers, num_ranks())
+        size += num_bytes * todo.num_states / len(todo.trainings)
+    for shape, run in runs.items():
+        if context.engine != "auto" or spent[shape] > LONG:
+            context.choices[shape] = choose(run, context, store)
+            spent[shape] /= context.choices[shape].gain
+    return f"; about {sum(spent.values()):.0f} s, {size / 1e6:.0f} MB" if runs else ""
 
 
 def result_of(stage: Stage, store: Store) -> dict:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from lth.engine import NAMES
 from lth.machine import num_cores
 from lth.numerics import KINDS
 from lth.parallel import local_rank, num_ranks
@@ -19,6 +20,8 @@ class Device:
     workers: processes that train side by side, each with one intra-op thread, so that results do not depend on their
     number; auto: one a core on a CPU, one on each GPU; 0: none, everything in this process, for debuggers.
     numerics: of training and of its evaluation: fast, reference, bf16, or on a GPU tf32 and fp16 (lth/numerics.py).
+    engine: how steps are computed: sequential, lockstep or sparse (lth/engine); auto: what a measurement found fastest
+    here, for plans long enough to be worth it. Results are equal within the rounding of float32, and not told apart.
     Under torchrun a rank has no workers, and the GPU of its number.
     """
 
@@ -26,6 +29,7 @@ class Device:
     index: int | None = None
     workers: int | str = "auto"
     numerics: str = "fast"
+    engine: str = "auto"
 
     def __post_init__(self) -> None:
         available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
@@ -43,6 +47,8 @@ class Device:
         if self.numerics in ("tf32", "fp16") and self.kind != "cuda":
             other = "fast" if self.numerics == "tf32" else "bf16"
             raise ValueError(f"device.numerics={self.numerics} is for device=cuda, this is {self.kind}; use {other}")
+        if self.engine not in NAMES:
+            raise ValueError(f"device.engine={self.engine} is not one of: {', '.join(NAMES)}")
         num_gpus = torch.cuda.device_count() if self.kind == "cuda" else 1
         if self.kind == "cuda" and self.index is not None and not 0 <= self.index < num_gpus:
             raise ValueError(f"device.index={self.index} must be 0 to {num_gpus - 1}, or null for all GPUs")

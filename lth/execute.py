@@ -29,7 +29,6 @@ from lth.perform import Context, Tell, perform
 from lth.plan import Plan
 from lth.stage import Stage, substitute
 from lth.store import Store
-from lth.train import alike, shape
 from lth.workers import Pool
 
 LOOK_SECONDS = 1.0  # between looks at what other processes have leased
@@ -54,8 +53,8 @@ class Board:
         self._group: dict[str, str] = {}  # unit -> what it shares with those that may be trained beside it
         self._width: dict[str, int] = {}  # how many that may be
         for run in todo.trainings:
-            if (width := choices.get(shape(run), Choice()).width) > 1:
-                self._group[run.unit], self._width[run.unit] = alike(run), width
+            if (width := choices.get(run.shape, Choice()).width) > 1:
+                self._group[run.unit], self._width[run.unit] = run.group, width
         self._waiting = {unit: set(needs) for unit, needs in todo.needs.items()}
         self._consumers: dict[str, list[str]] = {unit: [] for unit in todo.units}
         for unit, needs in todo.needs.items():

@@ -17,7 +17,7 @@ from lth.parallel import num_ranks
 from lth.stage import Diverged, Stage, Tensors, substitute
 from lth.state import History, Lane, TrainState
 from lth.store import Store
-from lth.train import alike, measure, movement, result, shape, train_together, unit_of
+from lth.train import measure, movement, result, train_together, unit_of
 
 Tell = Callable[..., None]
 
@@ -117,14 +117,14 @@ class _Course:
             self.start, self.history, self.spent, engine = _unpack(*resumed)
             self.moved = {name: carried[name].to(context.device) for name in self.moved}
         alone = bool(self.moved) or num_ranks() > 1
-        choice = Choice() if alone else context.choices.get(shape(self.run), Choice())
+        choice = Choice() if alone else context.choices.get(self.named.shape, Choice())
         self.engine, self.width = choice.of(self.model, self.run.recipe, self.run.mask, engine)
 
     @property
     def alike(self) -> tuple:
         """Equal where runs can be trained side by side: of one shape, from one step on, with moments of one age."""
         ages = tuple((key, t.item() if t.ndim == 0 else None) for key, t in sorted(self.start.optimizer.items()))
-        return self.engine, alike(self.run), self.start.step, self.stop, ages
+        return self.engine, self.named.group, self.start.step, self.stop, ages
 
     @property
     def lane(self) -> Lane:

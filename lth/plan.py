@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from lth.engine.choice import Choice, chosen
 from lth.mask import Mask
 from lth.numerics import computing, gemm_of
 from lth.perform import Context
@@ -123,3 +124,11 @@ def measure_step(run: Run, context: Context, store: Store) -> tuple[float, int]:
             seconds = (time.perf_counter() - started) / num_steps
     tensors = state().pack()[0] if state else {}
     return seconds, sum(tensor.nbytes for tensor in tensors.values())
+
+
+def choose(run: Run, context: Context, store: Store) -> Choice:
+    """The engine of a run's kind, as context.engine names or leaves it; what is measured is recorded in the store."""
+    torch.set_num_threads(1)
+    data, model = context.data(run.data), context.model(run.model, run.data, run.numerics)
+    with computing(run.numerics, gemm_of(run.numerics, context.device, store.root)):
+        return chosen(context.engine, store.root, run.kind, model, run.recipe, data)

@@ -176,6 +176,23 @@ class Run:
         """Name of the unit of work that all of this run's stages are."""
         return digest(describe(self))
 
+    @property
+    def kind(self) -> list:
+        """What the cost of a step depends on: the network, the data, the size of a batch."""
+        recipe = self.recipe
+        factors = [recipe.optimizer, recipe.batch_size, recipe.accumulate]
+        return [self.model, self.data, factors, self.device, self.numerics]
+
+    @cached_property
+    def shape(self) -> str:
+        """Equal for runs of one kind."""
+        return digest(describe(self.kind))
+
+    @cached_property
+    def group(self) -> str:
+        """Equal for runs that can be trained side by side."""
+        return digest(describe([self.kind, self.recipe, self.num_steps]))
+
     def at(self, step: int) -> Stage:
         """Stage of the TrainState after `step` of this run's steps; 0 is the start itself."""
         return self.start if step == 0 else state_at(run=self, step=step)
@@ -194,17 +211,6 @@ class Run:
     def movement(self) -> Stage:
         """Stage of Tensors: how far the run moved each weight away from zero, see `train`."""
         return movement(run=self)
-
-
-def alike(run: Run) -> str:
-    """Equal for runs that can be trained side by side."""
-    return digest(describe([run.model, run.data, run.recipe, run.device, run.numerics, run.num_steps]))
-
-
-def shape(run: Run) -> str:
-    """Equal for runs whose steps cost the same: of one network, on one data set, with batches of one size."""
-    kind = run.recipe.optimizer, run.recipe.batch_size, run.recipe.accumulate
-    return digest(describe([run.model, run.data, kind, run.device, run.numerics]))
 
 
 def unit_of(stage: Stage) -> str:

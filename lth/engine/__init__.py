@@ -11,6 +11,8 @@ from lth.data import Split
 from lth.recipe import Recipe
 from lth.state import Lane, TrainState
 
+NAMES = "auto", "sequential", "lockstep", "sparse"
+
 
 class Engine(Protocol):
     """Runs of one shape in training: made of a model, lanes that start at one step, and a recipe. See Sequential."""

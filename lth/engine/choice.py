@@ -26,7 +26,6 @@ from lth.mask import Mask
 from lth.recipe import Recipe
 from lth.state import Lane, TrainState
 
-NAMES = "auto", "sequential", "lockstep", "sparse"
 SPARSITIES = 0.8, 0.9, 0.95, 0.98  # at which `sparse` is tried
 ROUNDS, SECONDS = 3, 0.05  # of a measurement: turns, and how long one takes
 GAIN = 1.1  # what must be faster is so by this factor
@@ -36,11 +35,12 @@ MOST = 256  # runs side by side
 @dataclass(frozen=True)
 class Choice:
     """engine: its name, for masks below the sparsity `sparse_from`; for the others it is `sparse`. width: how many runs
-    it trains side by side."""
+    it trains side by side. gain: its model-steps per second, those of `sequential` 1."""
 
     engine: str = "sequential"
     width: int = 1
     sparse_from: float = 1.0
+    gain: float = 1.0
 
     def of(self, model: nn.Module, recipe: Recipe, mask: Mask | None, begun: str = "") -> tuple[type[Engine], int]:
         """(engine, how many runs side by side) for a run under this mask; a run that an engine has `begun` goes on with
@@ -87,7 +87,7 @@ def _measure(name: str, able: dict[str, Any], model: nn.Module, recipe: Recipe, 
     bench, dense = _Bench(model, recipe, data), Mask.dense(model)
     ratios: dict[str, float] = {}
     refused: dict[str, str] = {}
-    engine, width = "sequential", 1
+    engine, width, gain = "sequential", 1, 1.0
     # vmap over runs loses on a CPU, x0.2 (ResNet-20) to x0.9 (LeNet-300-100)
     if "lockstep" in able and (able["lockstep"] is Perceptrons or name == "lockstep" or bench.device != "cpu"):
         kind = able["lockstep"]
@@ -100,7 +100,8 @@ def _measure(name: str, able: dict[str, Any], model: nn.Module, recipe: Recipe, 
                 if grown < GAIN:
                     break
                 width, ratio = 2 * width, ratio * grown
-            engine = "lockstep" if ratio > 1 or name == "lockstep" else engine
+            if ratio > 1 or name == "lockstep":
+                engine, gain = "lockstep", ratio
         except (RuntimeError, ValueError) as error:  # out of memory among them
             refused["lockstep"] = " ".join(str(error).split())[:200]
         width = width if engine == "lockstep" else 1
@@ -112,7 +113,7 @@ def _measure(name: str, able: dict[str, Any], model: nn.Module, recipe: Recipe, 
         if ratios[f"sparse {sparsity}"] < GAIN:
             break
         sparse_from = sparsity
-    return {"choice": asdict(Choice(engine, width, sparse_from)), "ratios": ratios, "refused": refused}
+    return {"choice": asdict(Choice(engine, width, sparse_from, gain)), "ratios": ratios, "refused": refused}
 
 
 def _random(dense: Mask, sparsity: float) -> Mask:

@@ -201,7 +201,9 @@ class Perceptrons(Lockstep):
 
     def __init__(self, model: nn.Module, lanes: Sequence[Lane], recipe: Recipe):
         super().__init__(model, lanes, recipe)
-        self._layers, self._kind = layers(model), KINDS[getattr(model, "numerics", "reference")]
+        self._layers = layers(model)
+        kind = KINDS[getattr(model, "numerics", "reference")]
+        self._kind = next(model.parameters()).dtype if kind == torch.float32 else kind
         self._slopes = {name: torch.empty_like(parameter) for name, parameter in self._params.items()}
         for name, parameter in self._params.items():
             parameter.grad = self._slopes[name]

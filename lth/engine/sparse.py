@@ -49,7 +49,7 @@ class Sparse(Perceptrons):
     def _spread(self, name: str, tensor: Tensor, index: int) -> Tensor:
         if name not in self._kept[index]:
             return tensor
-        return torch.zeros(self._shapes[name]).masked_scatter_(self._kept[index][name], tensor)
+        return tensor.new_zeros(self._shapes[name]).masked_scatter_(self._kept[index][name], tensor)
 
     @torch.no_grad()
     def _backward(self, x: Tensor, y: Tensor) -> Tensor:
