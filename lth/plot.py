@@ -361,8 +361,9 @@ def _caption(lines: pd.DataFrame, rows: pd.DataFrame) -> str:
 def _write(fig: Figure, path_stem: str | Path, kinds: Kinds) -> list[Path]:
     """The svg holds no date and no random ids: the same rows give the same bytes."""
     paths = [Path(f"{path_stem}{kind}") for kind in kinds]
-    fig.draw_without_rendering()
-    fig.set_layout_engine("none")  # laid out once, not once a file
+    if engine := fig.get_layout_engine():  # laid out once, not once a file; with an engine each file is drawn twice
+        engine.execute(fig)
+        fig.set_layout_engine(None)
     for path in paths:
         path.parent.mkdir(parents=True, exist_ok=True)
         with mpl.rc_context({"svg.hashsalt": "lth"}):

@@ -11,6 +11,7 @@ import pytest
 from lth import analysis, plot
 
 CONTROLS = ("random_reinit", "random_mask")
+WRITE = plot._write  # that of the module, where a test shows figures instead
 
 
 def study(levels=6, replicates=3, controls=CONTROLS, setting="", collapse=False, diverged=(), seed=0):
@@ -91,6 +92,35 @@ def test_same_rows_same_bytes(tmp_path, draw):
     assert b"<dc:date>" not in first[1].read_bytes() and dict(mpl.rcParams) == before
     assert mpl.image.imread(first[0]).shape[1] == 150 * plot.PANEL[1]
     assert draw(study(seed=1, levels=5), tmp_path / "other")[1].read_bytes() != first[1].read_bytes()
+
+
+def _against_step(rows, stem):
+    steps = rows["level"] * 100.0
+    return plot.against_step(rows.assign(rewind_step=steps), {"test_accuracy": "test accuracy"}, stem, {})
+
+
+def _replicates(rows, stem):
+    return plot.replicates({"a": rows["test_accuracy"].head(3), "b": rows["test_accuracy"].tail(3)}, "accuracy", stem)
+
+
+@pytest.mark.parametrize(
+    "draw", [plot.accuracy_vs_sparsity, lambda rows, stem: plot.side_by_side(rows, "test_accuracy", stem),
+             _against_step, _replicates],
+)  # fmt: skip
+def test_laid_out_once_as_matplotlib_lays_it_out(tmp_path, shown, draw):
+    """The files hold what they hold where matplotlib draws the whole figure for its layout before it saves it."""
+    rows = pd.concat([study(setting="a=1"), study(setting="a=2", levels=3)])
+    for _ in range(2):
+        draw(rows, "unused")
+    ours, theirs = shown
+    theirs.draw_without_rendering()
+    theirs.set_layout_engine("none")
+    for path in WRITE(ours, tmp_path / "ours", (".png", ".svg")):
+        with mpl.rc_context({"svg.hashsalt": "lth"}):
+            metadata = {"Date": None} if path.suffix == ".svg" else None
+            theirs.savefig(tmp_path / f"theirs{path.suffix}", dpi=150, metadata=metadata)
+        expected = (tmp_path / f"theirs{path.suffix}").read_bytes()
+        assert path.read_bytes() == expected
 
 
 def test_a_panel_per_setting_with_shared_axes():
