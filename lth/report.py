@@ -12,15 +12,17 @@ from lth import analysis
 Beside = Callable[[pd.DataFrame, Path], pd.DataFrame]  # rows and their folder -> what was published for their settings
 
 
-def figures(folder: Path, beside: Beside, kinds: tuple[str, ...] = (".png", ".svg")) -> list[Path]:
-    """Draw the curves of the rows at or below `folder`, and what was published beside them, into <folder>/report/; []
-    where there are no rows."""
+def figures(folder: Path, beside: Beside) -> list[Path]:
+    """Draw the curves of the rows at or below `folder`, and what was published beside them, as <folder>/report/*.png;
+    [] where there are no rows."""
+    rows = analysis.load(folder)
+    return [] if rows.empty else _curves(rows, beside(rows, folder), folder, (".png",))
+
+
+def _curves(rows: pd.DataFrame, published: pd.DataFrame, folder: Path, kinds: tuple[str, ...]) -> list[Path]:
     from lth import plot
 
-    rows = analysis.load(folder)
-    if rows.empty:
-        return []
-    report, published = folder / "report", beside(rows, folder)
+    report = folder / "report"
     report.mkdir(parents=True, exist_ok=True)
     return [
         *plot.accuracy_vs_sparsity(rows, report / "accuracy_vs_sparsity", kinds, published),
@@ -37,7 +39,8 @@ def report(
     console = console or Console()
     rows, failures = analysis.load(folder), analysis.failures(folder)
     if not rows.empty:
-        drawn, published, records = figures(folder, beside), beside(rows, folder), analysis.records(folder)
+        published, records = beside(rows, folder), analysis.records(folder)
+        drawn = _curves(rows, published, folder, (".png", ".svg"))
         for study, part in rows.groupby("study", sort=False):
             of = experiment(str(study))
             console.print(of.table(part))

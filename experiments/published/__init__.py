@@ -48,12 +48,19 @@ def same(config: dict, key: str, wanted: str) -> bool:
     file = CONF / key.replace(".", "/") / f"{wanted}.yaml"
     if not file.is_file():
         return _plain(node) == _plain(wanted)
-    member = yaml.safe_load(file.read_text())
-    inside = [(f"{key}/{group}", name) for one in member.pop("defaults", []) for group, name in one.items()]
+    member = _member(file)
+    inside = [(f"{key}/{group}", name) for one in member.get("defaults", []) for group, name in one.items()]
     return all(
         name in ("sparsity", "num_val") or (isinstance(node, dict) and _plain(node.get(name)) == _plain(value))
         for name, value in member.items()
+        if name != "defaults"
     ) and all(same(config, group.replace("/", "."), name) for group, name in inside)
+
+
+@cache
+def _member(file: Path) -> dict:
+    """What a file of conf/ says, read once a process, as `read` does: every job is compared with the same ones."""
+    return yaml.safe_load(file.read_text())
 
 
 def _plain(value: Any) -> Any:
