@@ -20,6 +20,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -262,9 +263,7 @@ def execute(jobs: list[Job], folders: list[Path], group: str) -> None:
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(cfg: DictConfig) -> None:
-    from experiments.published import beside
     from lth.cell import drop_states, record, save_tickets
-    from lth.report import figures
     from lth.tracking import redact
 
     settings: Any = HydraConfig.get()
@@ -282,7 +281,7 @@ def main(cfg: DictConfig) -> None:
         files = save_tickets(job.cell, mine.store, job.context, folder / "tickets") if job.cell.save_tickets else []
         failed = False
     finally:
-        pictures = figures(folder, beside, (".png",)) if mine.view.active else []
+        pictures = _pictures(folder) if mine.view.active else []
         mine.view.finish(rows, pictures, files, failed=failed)
         shown = f", shown at {mine.view.place}" if str(mine.view.place).startswith("http") else ""
         mine.unfinished.pop(job.cell.id, None)
@@ -290,6 +289,14 @@ def main(cfg: DictConfig) -> None:
         if not mine.unfinished and not job.cell.keep_states and not mine.outcome.failures:
             drop_states(mine.together, mine.store)
         print(f"{' '.join(job.cell.overrides) or 'defaults'}: {len(rows)} rows in {folder}{shown}")
+
+
+def _pictures(folder: Path) -> list[Path]:
+    """The figures of a job, for its view."""
+    from experiments.published import beside  # here: tables and figures take half a second to import
+    from lth.report import figures
+
+    return figures(folder, beside)
 
 
 def experiment(study: str) -> Any:
@@ -301,22 +308,27 @@ def experiment(study: str) -> Any:
 def provenance(job: Job) -> dict:
     """Versions, commit and device of this run."""
     import platform
-    import subprocess
 
     import torch
 
     from lth import __version__
 
-    here = Path(__file__).parent
-    git = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        commit = subprocess.run(git, capture_output=True, text=True, timeout=5).stdout.strip() or None  # noqa: S603
-    except (OSError, subprocess.TimeoutExpired):
-        commit = None
     versions = {"lth": __version__, "torch": str(torch.__version__), "hydra": hydra.__version__}
     name = torch.cuda.get_device_name(job.device.index) if job.device.kind == "cuda" else platform.machine()
     device = {"kind": job.device.kind, "name": name, "system": platform.platform()}
-    return {"versions": versions | {"python": platform.python_version()}, "commit": commit, "device": device}
+    return {"versions": versions | {"python": platform.python_version()}, "commit": _commit(), "device": device}
+
+
+@cache
+def _commit() -> str | None:
+    """The commit of this checkout, "-dirty" behind it where files differ; asked for once, not by every cell."""
+    import subprocess
+
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(git, capture_output=True, text=True, timeout=5).stdout.strip() or None  # noqa: S603
+    except (OSError, subprocess.TimeoutExpired):
+        return None
 
 
 # The command line

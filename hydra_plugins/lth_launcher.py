@@ -1,5 +1,5 @@
-"""Our Hydra launcher, and the callback that reports. Hydra 1.3 finds launchers only in this namespace package; what
-they do stands in main.py and lth.
+"""Our Hydra launcher, its sweeper, and the callback that reports. Hydra 1.3 finds launchers only in this namespace
+package; what they do stands in main.py and lth.
 
 The launcher composes, builds and checks every cell of a sweep before anything trains, executes their union as one
 graph, and then runs each cell the ordinary Hydra way, which finds its stages in the store and writes its rows.
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra._internal.core_plugins.basic_launcher import BasicLauncher
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper, BasicSweeperConf
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus, configure_log, run_job, setup_globals
@@ -28,7 +29,13 @@ class LthLauncherConf:
     _target_: str = "hydra_plugins.lth_launcher.LthLauncher"
 
 
+@dataclass
+class LthSweeperConf(BasicSweeperConf):
+    _target_: str = "hydra_plugins.lth_launcher.LthSweeper"
+
+
 ConfigStore.instance().store(group="hydra/launcher", name="lth", node=LthLauncherConf, provider="lth")
+ConfigStore.instance().store(group="hydra/sweeper", name="lth", node=LthSweeperConf, provider="lth")
 
 
 def science(config: DictConfig) -> DictConfig:
@@ -45,15 +52,14 @@ class LthLauncher(BasicLauncher):
         assert self.config is not None and self.hydra_context is not None and self.task_function is not None  # noqa: S101
         setup_globals()
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
-        cells, folders = [], []
-        for index, overrides in enumerate(job_overrides, start=initial_job_idx):
-            cell = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
+        compose, folders = self.hydra_context.config_loader.load_sweep_config, []
+        cells = [compose(self.config, list(overrides)) for overrides in job_overrides]
+        for index, (cell, overrides) in enumerate(zip(cells, job_overrides, strict=True), start=initial_job_idx):
             with open_dict(cell):
                 cell.hydra.job.id = cell.hydra.job.num = index
             HydraConfig.instance().set_config(cell)
             with self._named(index, overrides, job_overrides):
                 main._built[index] = main.build(science(cell), cell.hydra)
-            cells.append(cell)
             folders.append(Path(cell.hydra.sweep.dir) / cell.hydra.sweep.subdir)
         jobs = [main._built[cell.hydra.job.num] for cell in cells]
         main.prefetch(jobs)
@@ -88,6 +94,14 @@ class LthLauncher(BasicLauncher):
         except main.InputError as error:
             varied = " ".join(word for word in overrides if not all(word in other for other in job_overrides))
             raise main.InputError(f"cell {index} ({textwrap.shorten(varied, 60)}): {error}") from error
+
+
+class LthSweeper(BasicSweeper):
+    """Hydra's own; it leaves composing every cell for a first look to our launcher, which begins with just that."""
+
+    def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
+        if not isinstance(self.launcher, LthLauncher):
+            super().validate_batch_is_legal(batch)
 
 
 class Report(Callback):
