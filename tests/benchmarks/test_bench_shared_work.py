@@ -57,7 +57,7 @@ def test_three_sparsities(tmp_path):
 
 
 def test_rewind_points(tmp_path):
-    """A job a rewind step, level and seed: of all that they train, the dense network alone is common to rewind steps."""
+    """A job a rewind step, level and seed: the dense network alone is common to rewind steps."""
     steps = (0, 25, 50, 100, 200, 400, 800)
     studies = [built(tmp_path, "rewind=early", f"rewind.at={k}it", depth(20), "branch=[]") for k in steps]
     jobs = [[entry] for rows in studies for entry in rows if entry.branch == "ticket"]
