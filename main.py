@@ -92,6 +92,7 @@ def build(cfg: DictConfig, settings: DictConfig) -> Job:
     from lth.stage import ancestors
     from lth.store import Store, StoreError, check_writable
     from lth.tickets import Lab, iterative
+    from lth.workers import warm
 
     device, wandb, dataset, model, criterion, pattern, prune, rewind, recipe = (_make(config[g], g) for g in GROUPS)
     named = dict(config.get("branch") or {})
@@ -123,6 +124,8 @@ def build(cfg: DictConfig, settings: DictConfig) -> Job:
         for stage in ancestors(entry.stage for entry in entries):
             if not stage.description and not store.holds(stage.key):  # known by its name alone: it cannot be made here
                 raise InputError(f"rewind.store is not store={store.root}, which lacks the stage {stage.key[:12]}")
+        if device.workers:  # there will be something to train: workers import while this process does
+            warm()
         try:
             recipe.check_optimizer()
             network = _check_model(model, context, source, settings.runtime.choices)

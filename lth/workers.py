@@ -18,7 +18,8 @@ def _context() -> Any:
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     start = multiprocessing.get_context("forkserver")
-    start.set_forkserver_preload(["lth.execute"])
+    # torch.optim imports torch._dynamo on its first use, a second's work: once here, instead of once a worker
+    start.set_forkserver_preload(["lth.execute", "torch._dynamo"])
     # It imports by its own path, the working directory first (until Python 3.13): show it the lth that is running here
     paths = {"PYTHONPATH": str(Path(__file__).parents[1]), "PYTHONSAFEPATH": "1"}
     before = {name: os.environ.get(name) for name in paths}
@@ -31,6 +32,11 @@ def _context() -> Any:
         for name, text in before.items():
             os.environ.pop(name) if text is None else os.environ.update({name: text})
     return start
+
+
+def warm() -> None:
+    """Begin to start what workers are forked from: it imports while this process goes on. Done once however often."""
+    _context()
 
 
 class Pool:

@@ -1,13 +1,17 @@
 """What a command does not wait for: modules that it does not need, or not yet, and work that it would do twice."""
 
+import contextlib
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from test_main import MAIN, run_here
+
+from lth import workers
 
 HEAVY = {
     *("pandas", "matplotlib", "scipy", "wandb", "sklearn", "torchvision", "mlxtend", "mnist1d", "PIL"),
@@ -89,3 +93,32 @@ def test_a_cell_is_composed_once(served, monkeypatch, launcher, times):
     monkeypatch.setattr(ConfigLoaderImpl, "load_sweep_config", counting)
     ran = run_here(f"{SWEEP} hydra/launcher={launcher}", served)
     assert ran.code == 0 and len(set(asked)) == 2 and sorted(asked) == sorted([*set(asked)] * times)
+
+
+def loaded_at_birth(pipe: Any) -> None:
+    """A worker's life: say what it has loaded, once."""
+    unit, _ = pipe.recv()
+    pipe.send((unit, "done", sorted({"torch", "torch._dynamo"} & sys.modules.keys())))
+
+
+def test_a_worker_is_born_with_all_that_it_imports():
+    """What torch.optim imports on its first use is there before there are workers: once, and not once in each."""
+    with contextlib.closing(workers.Pool(1, loaded_at_birth, ())) as pool:
+        pool.start("unit", [])
+        (answer,) = pool.events(60.0)
+    assert answer == ("unit", "done", ["torch", "torch._dynamo"])
+
+
+def test_workers_start_while_a_sweep_is_checked(served, tmp_path, monkeypatch):
+    """Where something is to be trained by workers; not for what is served, nor where this process trains."""
+    warmed = []
+    monkeypatch.setattr(workers, "warm", lambda: warmed.append(Path.cwd()))
+
+    def interrupted(*args):
+        raise KeyboardInterrupt  # when it comes to planning
+
+    monkeypatch.setattr("lth.cell.execute_cells", interrupted)
+    parallel = SWEEP.replace("device.workers=0", "device.workers=2")
+    for words, cwd, count in ((SWEEP, tmp_path, 0), (parallel, served, 0), (parallel, tmp_path, 2)):
+        assert run_here(words, cwd, workers=None).code == 130
+        assert warmed == [cwd] * count
