@@ -20,6 +20,7 @@ import pytest
 import torch
 
 from lth.data import Data, Split, split
+from lth.dataset.digits import Digits
 from lth.dataset.download import reachable
 from lth.dataset.fashion_mnist import FashionMnist
 from lth.dataset.mnist import Mnist
@@ -55,6 +56,15 @@ def write_images(data_dir: Path, name: str, seed: int = 0) -> list[np.ndarray]:
 def rows(*splits: Split) -> list[bytes]:
     """Every example of some splits as bytes, pixels and label, sorted."""
     return sorted(x.numpy().tobytes() + bytes([int(y)]) for part in splits for x, y in zip(*part, strict=True))
+
+
+def test_digits_are_those_of_scikit_learn():
+    """Read from its file, without loading it, they are what load_digits() gives: every pixel, every label."""
+    from sklearn.datasets import load_digits
+
+    data, (x, y) = Digits()(Path()), load_digits(return_X_y=True)
+    theirs = Split(torch.from_numpy(x.reshape(-1, 1, 8, 8).astype(np.uint8)), torch.from_numpy(y))
+    assert rows(data.train, data.val, data.test) == rows(theirs) and len(theirs.y) == 1797
 
 
 def no_answer(wait) -> None:
@@ -259,6 +269,7 @@ def test_a_silent_mirror_does_not_hide_a_good_one(monkeypatch):
 
 SILENT = """
 import socket, sys, time
+from lth.dataset.digits import Digits
 from lth.dataset.download import reachable
 def silent(*address, **options):
     time.sleep(5)

@@ -95,6 +95,12 @@ def test_a_cell_is_composed_once(served, monkeypatch, launcher, times):
     assert ran.code == 0 and len(set(asked)) == 2 and sorted(asked) == sorted([*set(asked)] * times)
 
 
+def test_digits_load_no_scikit_learn(tmp_path):
+    """Its 1,797 examples are a file of it; importing what reads that takes a second."""
+    (*_, (_, last)) = loads("prefetch=true dataset=digits wandb=disabled", tmp_path)
+    assert last == {"hydra", "torch"}
+
+
 def loaded_at_birth(pipe: Any) -> None:
     """A worker's life: say what it has loaded, once."""
     unit, _ = pipe.recv()

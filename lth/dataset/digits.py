@@ -1,8 +1,11 @@
 """digits: 1,797 real 8 x 8 digits of scikit-learn (Alpaydin & Kaynak 1998), pixels 0 to 16. No download."""
 
+import gzip
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from lth.data import Data, Split, split
@@ -17,8 +20,11 @@ class Digits:
     split_seed: int = 0
 
     def __call__(self, data_dir: Path) -> Data:
-        from sklearn.datasets import load_digits
-
-        x, y = load_digits(return_X_y=True)
-        pool = Split(torch.from_numpy(x).to(torch.uint8).reshape(-1, 1, 8, 8), torch.from_numpy(y).to(torch.int64))
+        # sklearn.datasets.load_digits() reads this file, and takes a second to import
+        found = find_spec("sklearn")
+        if found is None or found.origin is None:
+            raise ValueError("dataset=digits is in scikit-learn, which is not installed; pip install scikit-learn")
+        with gzip.open(Path(found.origin).parent / "datasets" / "data" / "digits.csv.gz", "rt") as lines:
+            table = torch.from_numpy(np.loadtxt(lines, delimiter=",", dtype=np.float32))
+        pool = Split(table[:, :-1].to(torch.uint8).reshape(-1, 1, 8, 8), table[:, -1].to(torch.int64))
         return split(pool, self.num_val, self.num_test, self.split_seed, num_classes=10)
