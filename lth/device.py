@@ -20,8 +20,8 @@ class Device:
     workers: processes that train side by side, each with one intra-op thread, so that results do not depend on their
     number; auto: one a core on a CPU, one on each GPU; 0: none, everything in this process, for debuggers.
     numerics: of training and of its evaluation: fast, reference, bf16, or on a GPU tf32 and fp16 (lth/numerics.py).
-    engine: how steps are computed: sequential, lockstep or sparse (lth/engine); auto: what a measurement found fastest
-    here, for plans long enough to be worth it. Results are equal within the rounding of float32, and not told apart.
+    engine: how steps are computed: sequential, lockstep, graph or sparse (lth/engine); auto: what a measurement found
+    fastest here, for plans that take long enough. Results are equal within the rounding of float32, so not told apart.
     Under torchrun a rank has no workers, and the GPU of its number.
     """
 

@@ -134,19 +134,19 @@ def measure(model: nn.Module, mask: Mask | None, history: History, data: Data, s
 # A run as a graph of stages
 
 
-@task(version=1, value=TrainState)
+@task(version=2, value=TrainState)
 def state_at(context: Any, run: "Run", step: int) -> TrainState:
     """The state of a run after `step` of its steps. execute.py computes a run's stages in one pass over it."""
     raise NotImplementedError
 
 
-@task(version=1, value=Tensors)
+@task(version=2, value=Tensors)
 def movement(context: Any, run: "Run") -> Tensors:
     """-sum over the steps of a run of w * dL/dw, by prunable weight. execute.py computes a run's stages in one pass."""
     raise NotImplementedError
 
 
-@task(version=1, value=Numbers)
+@task(version=2, value=Numbers)
 def result(context: Any, run: "Run") -> Numbers:
     """What `measure` says of a run at its end, and its curve. execute.py computes a run's stages in one pass."""
     raise NotImplementedError

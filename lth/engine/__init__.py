@@ -11,7 +11,7 @@ from lth.data import Split
 from lth.recipe import Recipe
 from lth.state import Lane, TrainState
 
-NAMES = "auto", "sequential", "lockstep", "sparse"
+NAMES = "auto", "sequential", "lockstep", "graph", "sparse"
 
 
 class Engine(Protocol):

@@ -48,7 +48,7 @@ class Lockstep:
         stack = self._stacked
         self._params = {name: nn.Parameter(stack(name, [s.params[name] for s in starts])) for name in self._shapes}
         self._buffers = {name: stack(name, [s.buffers[name] for s in starts]) for name in starts[0].buffers}
-        self._optimizer = recipe.build(list(self._params.values()))
+        self.optimizer = recipe.build(list(self._params.values()))
         self._resume([start.optimizer for start in starts])
         live = {**self._params, **self._buffers} if recipe.ema else {}
         self._live = {name: tensor.detach() for name, tensor in live.items() if tensor.is_floating_point()}
@@ -82,8 +82,8 @@ class Lockstep:
                 index = list(self._params).index(name)
                 state.setdefault(index, {})[moment] = each[0].clone() if one else self._stacked(name, each)
         if state:
-            groups = self._optimizer.state_dict()["param_groups"]
-            self._optimizer.load_state_dict({"state": state, "param_groups": groups})
+            groups = self.optimizer.state_dict()["param_groups"]
+            self.optimizer.load_state_dict({"state": state, "param_groups": groups})
 
     def step(self, batches: Sequence[Split], rate: float) -> Tensor:
         losses = self._backward(torch.stack([b.x for b in batches]), torch.stack([b.y for b in batches]))
@@ -91,9 +91,9 @@ class Lockstep:
             torch._foreach_mul_([weight.grad for weight in self._masked], self._masks)  # type: ignore
         if self._recipe.clip is not None:
             self._clip(self._recipe.clip)
-        for group in self._optimizer.param_groups:
+        for group in self.optimizer.param_groups:
             group["lr"] = rate
-        self._optimizer.step()
+        self.optimizer.step()
         if self._live:
             averages, live = list(self._averages.values()), list(self._live.values())
             torch._foreach_lerp_(averages, live, 1 - self._recipe.ema)  # type: ignore
@@ -106,7 +106,7 @@ class Lockstep:
             logits = functional_call(self._model, (params, buffers), (x,))
             return cross_entropy(logits, y, label_smoothing=self._recipe.label_smoothing)
 
-        self._optimizer.zero_grad()
+        self.optimizer.zero_grad()
         losses = vmap(loss)(self._params, self._buffers, x, y)
         losses.sum().backward()
         return losses.detach()
@@ -120,6 +120,9 @@ class Lockstep:
     def _shown(self, index: int) -> dict[str, Tensor]:
         tensors = {**self._params, **self._buffers, **self._averages}
         return {name: self._spread(name, tensor[index].detach(), index) for name, tensor in tensors.items()}
+
+    def tensors(self) -> list[Tensor]:
+        return [*self._params.values(), *self._buffers.values(), *self._averages.values()]
 
     def evaluate(self, split: Split) -> list[tuple[float, float]]:
         found = []
@@ -138,7 +141,7 @@ class Lockstep:
         moments = {
             f"{name}/{moment}": of(name, tensor, parameter)
             for name, parameter in self._params.items()
-            for moment, tensor in self._optimizer.state[parameter].items()
+            for moment, tensor in self.optimizer.state[parameter].items()
             if isinstance(tensor, Tensor)
         }
         moments |= {f"{name}/ema": of(name, tensor, tensor) for name, tensor in self._averages.items()}

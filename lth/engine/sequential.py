@@ -89,10 +89,10 @@ class Sequential:
         parallel.join(model, mask or {}, start.pack()[0])
         load(model, start.params, start.buffers)
         self._params = dict(model.named_parameters())
-        self._optimizer = recipe.build(list(self._params.values()))
+        self.optimizer = recipe.build(list(self._params.values()))
         if mask is not None:
             mask.apply_(self._params)
-        _restore(self._optimizer, self._params, mask, start.optimizer)
+        _restore(self.optimizer, self._params, mask, start.optimizer)
         self._average = Average(model, recipe.ema, mask, start.optimizer)
         self._scaler = loss_scaler(model, start.optimizer.get("/scale"))
         pruned = list(mask) if mask is not None and mask.sparsity > 0 else []
@@ -108,7 +108,7 @@ class Sequential:
         ((x, y),) = batches
         loss = self._backward(x, y)
         parallel.average_(weight.grad for weight in self._params.values())
-        self._scaler.unscale_(self._optimizer)
+        self._scaler.unscale_(self.optimizer)
         if self._masked:
             torch._foreach_mul_([weight.grad for weight in self._masked], self._masks)  # type: ignore
         if self._moving:
@@ -117,11 +117,11 @@ class Sequential:
                 torch._foreach_addcmul_(self._movement, self._moving, slopes, value=-1)  # type: ignore
         if self._recipe.clip is not None:
             nn.utils.clip_grad_norm_(self._params.values(), self._recipe.clip)
-        for group in self._optimizer.param_groups:
+        for group in self.optimizer.param_groups:
             group["lr"] = rate
-        self._scaler.step(self._optimizer)
+        self._scaler.step(self.optimizer)
         self._scaler.update()
-        self._optimizer.zero_grad()
+        self.optimizer.zero_grad()
         self._average.update()
         return loss
 
@@ -133,6 +133,10 @@ class Sequential:
             self._scaler.scale(loss if parts == 1 else loss / parts).backward()
             losses.append(loss.detach())
         return losses[0] if parts == 1 else torch.stack(losses).mean()
+
+    def tensors(self) -> list[Tensor]:
+        """What a step changes in place, beside the moments of the optimiser."""
+        return [*self._params.values(), *self._model.buffers(), *self._average.state().values()]
 
     def evaluate(self, split: Split) -> list[tuple[float, float]]:
         """(loss, accuracy) of each run's network, or of its averages, on a split."""
@@ -149,7 +153,7 @@ class Sequential:
         kept = {
             f"{name}/{moment}": tensor
             for name, parameter in self._params.items()
-            for moment, tensor in self._optimizer.state[parameter].items()
+            for moment, tensor in self.optimizer.state[parameter].items()
             if isinstance(tensor, Tensor)
         }
         kept |= self._average.state()
