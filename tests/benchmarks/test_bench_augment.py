@@ -6,11 +6,11 @@ pytest -n 0 -s tests/benchmarks/test_bench_augment.py
 import time
 
 import torch
-from test_bench_train import ratios
 from torchvision.transforms import Compose, Normalize, RandomCrop, RandomHorizontalFlip, ToPILImage, ToTensor
 
 from lth.data import Augment, Pixels
 from lth.seeds import generator, seed
+from tests.benchmarks.measure import ratios
 
 MEAN, STD = torch.full((1, 3, 1, 1), 120.0), torch.full((1, 3, 1, 1), 60.0)
 RAW = torch.randint(0, 256, (128, 3, 32, 32), dtype=torch.uint8, generator=generator(0))

@@ -9,10 +9,10 @@ import tracemalloc
 
 import pytest
 import torch
-from test_bench_train import ratios
 
 from lth.mask import Mask, top_k
 from lth.pattern.unstructured import Unstructured
+from tests.benchmarks.measure import ratios
 
 SIZE = 25_000_000
 

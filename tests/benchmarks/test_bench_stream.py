@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_bench_train import ratios
 from torchvision.transforms import Compose, Normalize, RandomHorizontalFlip, RandomResizedCrop, ToTensor
 
 from lth.data import Data
 from lth.dataset.imagenet import Imagenet
+from tests.benchmarks.measure import ratios
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 BATCHES = 4  # of 64
