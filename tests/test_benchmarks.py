@@ -8,11 +8,12 @@ import sys
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torchvision import datasets
 
 from lth.data import Data, Split
 from tests.benchmarks import __main__ as command
-from tests.benchmarks import profiled, setting, study_rows
+from tests.benchmarks import peer, profiled, setting, study_rows
 from tests.benchmarks.measure import Line, Losses, Options, Ratio, mean_loss, pairwise, per_second, table
 
 
@@ -58,6 +59,8 @@ def test_rows_run(monkeypatch, tmp_path, capsys):
         assert not line["failed"] and max(line["losses"]["ours"], line["losses"]["baseline"]) < 0.95 * math.log(10)
         assert line["work"] in shown
     assert record["lines"][0]["against"] == "peer-style loop"
+    losses = record["lines"][0]["losses"]  # five data orders were within 0.3% after 9 steps, 0.8% after 46
+    assert losses["ours"] == pytest.approx(losses["baseline"], rel=0.01)
 
 
 def test_a_loss_that_differs_fails_the_row(monkeypatch, capsys):
@@ -113,6 +116,20 @@ def test_files_of_the_other_side(monkeypatch, tmp_path, channels):
             found = datasets.CIFAR10(tmp_path / "cifar10", train)
             assert np.array_equal(found.data, part.x.permute(0, 2, 3, 1).numpy())
         assert list(map(int, found.targets)) == part.y.tolist()
+
+
+def test_first_weights(tmp_path):
+    """A model of the other side takes the weights it is given, one after another, and gets its masks."""
+    given = {
+        "weight.0": torch.tensor([[1.0, 2.0]]),
+        "weight.1": torch.tensor([3.0]),
+        "mask.0": torch.tensor([[0.0, 1.0]]),
+    }
+    save_file(given, tmp_path / "weights.safetensors")
+    model = torch.nn.Linear(2, 1)
+    (mask,) = peer.give(model, {"weights": str(tmp_path / "weights.safetensors")})
+    assert torch.equal(model.weight, given["weight.0"]) and torch.equal(model.bias, given["weight.1"])
+    assert torch.equal(mask, given["mask.0"])
 
 
 def test_repeated_digits():
