@@ -120,6 +120,14 @@ def test_recipe(chosen):
     assert all(0 <= resolved.rate(step) <= resolved.lr for step in steps)
 
 
+def test_renda2020_imagenet_is_as_the_authors_run_it():
+    """Their README, on 1,281,167 images: 112,590 steps, weights rewound to step 11,259, fine-tuned at 0.0004."""
+    resolved = composed("recipe=renda2020_imagenet").on(1281167)
+    assert (resolved.steps, resolved.per_epoch) == (112590, 1251)
+    assert made(CONF / "rewind" / "renda2020_imagenet.yaml").step(resolved) == 11259
+    assert resolved.rate(resolved.steps) == pytest.approx(0.0004)
+
+
 class Conv(nn.Module):
     def __init__(self):
         super().__init__()

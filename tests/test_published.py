@@ -49,6 +49,7 @@ def test_a_file_is_whole(path):
 
 
 LENET = "study=paper/accuracy_vs_sparsity"
+IMAGENET = ["model=resnet_50", "dataset=imagenet", "recipe=renda2020_imagenet", "pattern.scope=global"]
 
 
 @pytest.mark.parametrize(
@@ -84,6 +85,9 @@ LENET = "study=paper/accuracy_vs_sparsity"
         (["study=renda2020_resnet", "model=resnet_110", "rewind=renda2020"], "Renda et al. 2020"),
         (["study=tanaka2020_vgg16", "criterion=synflow", "prune.sparsity=0.99"], "Tanaka et al. 2020"),
         (["study=tanaka2020_vgg16", "criterion=synflow", "prune.when=trained"], None),
+        ([*IMAGENET, "rewind=renda2020_imagenet"], "Renda et al. 2020"),
+        ([*IMAGENET, "rewind=learning_rate", "dataset.path=mine"], "Renda et al. 2020"),
+        ([*IMAGENET, "rewind=renda2020_imagenet", "recipe=frankle2020_imagenet"], None),
         ([], None),
     ],
 )

@@ -6,8 +6,9 @@ accuracy within which a mean over replicates may be called the same; `setting`, 
 conf`, names of members that do not exist here. Then a table: branch, metric, weights_left (percent), value (accuracies
 in percent), std and n of its replicates; each further column is a configuration key, too, its cells the values.
 
-A key's value is a member of its group, of which then nothing may be changed but the target sparsity and how many
-examples are held out for validation (papers without a validation split have all to train on), or a plain value.
+A key's value is a member of its group, of which then nothing may be changed but the target sparsity, how many examples
+are held out for validation (papers without a validation split have all to train on), where the data lie and how many
+threads read them; or a plain value.
 """
 
 import json
@@ -51,7 +52,8 @@ def same(config: dict, key: str, wanted: str) -> bool:
     member = _member(file)
     inside = [(f"{key}/{group}", name) for one in member.get("defaults", []) for group, name in one.items()]
     return all(
-        name in ("sparsity", "num_val") or (isinstance(node, dict) and _plain(node.get(name)) == _plain(value))
+        name in ("sparsity", "num_val", "path", "threads")
+        or (isinstance(node, dict) and _plain(node.get(name)) == _plain(value))
         for name, value in member.items()
         if name != "defaults"
     ) and all(same(config, group.replace("/", "."), name) for group, name in inside)
