@@ -90,10 +90,12 @@ def figure(rows: pd.DataFrame, metric: str, published: Published = None) -> Figu
 
 
 def side_by_side(
-    rows: pd.DataFrame, metric: str, path_stem: str | Path, kinds: Kinds = (".png", ".svg"), depth: float = 30.0
-) -> list[Path]:
+    rows: pd.DataFrame, metric: str, path_stem: str | Path, kinds: Kinds = (".png", ".svg"), depth: float = 30.0,
+    published: Published = None,
+) -> list[Path]:  # fmt: skip
     """`metric` against weights remaining, one line a branch however many there are: means with their 95% t intervals as
-    bars, side by side where they would hide each other, the best at the highest sparsity first in the legend.
+    bars, side by side where they would hide each other, the best at the highest sparsity first in the legend. What was
+    published, under these branches, is drawn as hollow marks.
 
     The axis ends `depth` points below the best; the caption names what leaves it.
     """
@@ -101,6 +103,7 @@ def side_by_side(
     lines[["mean", "half"]] *= 100.0
     lines["half"] = lines["half"].fillna(0)
     others = lines[(lines["branch"] != "dense") & (lines["n"] > 0)]
+    theirs = published[published["metric"] == metric] if published is not None else lines.iloc[:0]
     last = others[others["sparsity"] == others["sparsity"].max()]
     names = list(last.sort_values("mean", ascending=False)["branch"])
     fig = Figure(figsize=(8.4, 4.6), layout="constrained")
@@ -109,15 +112,18 @@ def side_by_side(
     axes.grid(axis="y", linewidth=0.4, alpha=0.5)
     for mean in lines.loc[lines["branch"] == "dense", "mean"]:
         axes.axhline(mean, color=INK, linewidth=1, label="dense")
-    _weights_axis(axes, others["sparsity"], 5.0)
+    _weights_axis(axes, pd.concat([others["sparsity"], theirs["sparsity"]]), 5.0)
     step = math.log(axes.get_xlim()[0] / axes.get_xlim()[1]) / 150  # between neighbours, on the logarithmic axis
-    for place, (name, (colour, marker)) in enumerate(zip(names, [(TICKET, "o"), *CONTROLS], strict=False)):
+    styles = dict(zip(names, [(TICKET, "o"), *CONTROLS], strict=False))
+    for place, (name, (colour, marker)) in enumerate(styles.items()):
         part = others[others["branch"] == name].sort_values("sparsity")
         left = 100 * (1 - part["sparsity"]) * math.exp(step * ((len(names) - 1) / 2 - place))
         look = {"color": colour, "marker": marker, "markersize": 4, "linewidth": 1, "elinewidth": 0.8}
         axes.errorbar(left, part["mean"], part["half"], capsize=1.5, label=name, **look)
-    lowest = max((others["mean"] - others["half"]).min(), others["mean"].max() - depth)
-    highest = min(100.0, (lines["mean"] + lines["half"]).max())
+    _draw_published(axes, theirs, styles, 100.0)
+    lows, highs = (pd.concat([lines["mean"] + sign * lines["half"], 100 * theirs["mean"]]) for sign in (-1, 1))
+    lowest = max(lows.min(), others["mean"].max() - depth)
+    highest = min(100.0, highs.max())
     margin = 0.04 * (highest - lowest) or 1.0
     axes.set_ylim(lowest - margin, highest + margin)
     axes.set_ylabel(LABELS[metric])

@@ -161,6 +161,32 @@ def test_published_stands_beside_ours(study):
     assert within == ["yes", "yes", "no"]  # 98.0 beside 98.05, 98.1 beside 98.11, 98.35 beside 98.04
 
 
+def test_criteria_of_the_paper_are_drawn_beside_ours(tmp_path):
+    """Each criterion's numbers at their own places, hollow, in the colour of ours; the axis holds both."""
+    for job, criterion in enumerate(("snip", "synflow")):
+        folder, words = tmp_path / str(job), [f"criterion={criterion}"]
+        folder.mkdir()
+        rows = [row("dense", 0), row("ticket", 0, 0.999, 0.5)]
+        rows = [{**one, "cell": job, "overrides": words, "stage": f"{job}{one['branch']}"} for one in rows]
+        (folder / "rows.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+        config = composed("study=tanaka2020_vgg16", *words, "prune.sparsity=0.999")
+        (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    found, figures = analysis.load(tmp_path), []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plot, "_write", lambda fig, *rest: figures.append(fig) or [])
+        main.experiment("tanaka2020_vgg16").figure(found, "unused", published.beside(found, tmp_path), [])
+    (axes,) = figures[0].axes
+    handles, labels = axes.get_legend_handles_labels()
+    colour = {label: h.lines[0].get_color() for h, label in zip(handles, labels, strict=True) if hasattr(h, "lines")}
+    hollow = [line for line in axes.get_lines() if line.get_markerfacecolor() == "none" and len(line.get_xdata())]
+    ends = {line.get_color(): (line.get_xdata()[-1], line.get_ydata()[-1]) for line in hollow}
+    for criterion, accuracy in (("snip", 76.3), ("synflow", 80.4)):  # at 10^3 in their results
+        assert ends[colour[criterion]] == pytest.approx((0.1, accuracy))
+        assert f"{criterion}: Tanaka et al. 2020" in labels
+    low, high = axes.get_ylim()
+    assert low < 50 and high > 93.7  # ours at 50.0, their SNIP at 93.7
+
+
 def test_two_trials_are_drawn_without_an_interval(study):
     """The t interval of two values would be all that one sees; that of three is drawn. Every label is a name."""
     rows = analysis.load(study)
