@@ -48,7 +48,7 @@ QUICKER = (  # the quick studies keep their data and networks
 QUICKER_OF = {
     "quick/frankle2019_lenet": "prune.num_rounds=1",
     "quick/frankle2019_conv": "prune.num_rounds=1",
-    "quick/frankle2020_resnet20": "prune.num_rounds=1 rewind.at=0it,20it recipe.schedule.drops=[20it,30it]",
+    "quick/frankle2020_resnet20": "rewind.at=0it,20it recipe.schedule.drops=[20it,30it] branch.stability.num_alphas=3",
     "quick/frankle2020_vgg16": "prune.num_rounds=1 rewind.at=0it,20it recipe.schedule.drops=[20it,30it]",
     "quick/renda2020_resnet": "prune.num_rounds=1 recipe.schedule.drops=[20it,30it]",
     "quick/tanaka2020_vgg16": "prune.sparsity=0.9,0.99 criterion=magnitude,synflow recipe.schedule.drops=[20it,30it]",
