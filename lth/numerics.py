@@ -1,8 +1,8 @@
 """Numerics: in what numbers a network computes. They are in the key of a run, since they change its bits.
 
 reference   float32, products and convolutions too: on a GPU without TF32, which torch would take for convolutions
-fast        the same accuracy: on a CPU through the GEMM back end that a probe found fastest there (`fastest`), on a GPU
-            with images channels last
+fast        the same accuracy, images channels last (x1.2 for ResNet-20 on a CPU), on a CPU with products through the
+            GEMM back end that a probe found fastest (`fastest`)
 tf32        float32 whose products and convolutions read 10 bits of the mantissa; on a GPU
 bf16        convolutions and matrix products in bfloat16, weights, gradients, batch norm and loss in float32
             (torch.autocast), images channels last
@@ -37,8 +37,8 @@ KINDS = {
 def applied(network: nn.Module, numerics: str) -> nn.Module:
     """The network itself, from now on laid out, autocast and scaled for these numerics; it takes and gives float32."""
     network.numerics = numerics  # type: ignore[assignment]
-    kind, on_cpu = KINDS[numerics], all(weight.device.type == "cpu" for weight in network.parameters())
-    if numerics == "reference" or (kind == torch.float32 and on_cpu):
+    kind = KINDS[numerics]
+    if numerics == "reference":
         return network
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if kind == torch.float32:

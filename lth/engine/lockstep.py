@@ -5,13 +5,14 @@ any kind goes through torch.vmap; a multilayer perceptron through its own forwar
 which cost less than autograd's for a single run already.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn, vmap
 from torch.func import functional_call
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, nll_loss
 
 from lth.data import Split
 from lth.engine.sequential import OURS
@@ -23,6 +24,8 @@ from lth.state import Lane, TrainState, copies, evaluate, load
 
 # of torch.optim, those in whose step every weight stands by itself
 ELEMENTWISE = ("SGD", "Adam", "AdamW", "NAdam", "RAdam", "Adamax", "RMSprop", "Adagrad", "Adadelta", "Rprop")
+
+ALIGNED = 16  # numbers: matrix products on a GPU ask for places that are multiples of 16 bytes, of two-byte numbers too
 
 
 class Lockstep:
@@ -37,7 +40,8 @@ class Lockstep:
     def fits(model: nn.Module, recipe: Recipe) -> bool:
         """Whether this engine can train such a network by such a recipe."""
         drops = any(isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0 for m in model.modules())
-        plain = recipe.optimizer in ELEMENTWISE and recipe.accumulate == 1
+        one = len({parameter.dtype for parameter in model.parameters()}) == 1
+        plain = one and recipe.optimizer in ELEMENTWISE and recipe.accumulate == 1
         return plain and not drops and getattr(model, "numerics", "reference") != "fp16"
 
     def __init__(self, model: nn.Module, lanes: Sequence[Lane], recipe: Recipe):
@@ -45,20 +49,44 @@ class Lockstep:
         self._shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
         self._device, starts = next(model.parameters()).device, [lane.start for lane in lanes]
         self._kept = [lane.mask or Mask.dense(model) for lane in lanes]
-        stack = self._stacked
-        self._params = {name: nn.Parameter(stack(name, [s.params[name] for s in starts])) for name in self._shapes}
-        self._buffers = {name: stack(name, [s.buffers[name] for s in starts]) for name in starts[0].buffers}
-        self.optimizer = recipe.build(list(self._params.values()))
+        self._places: dict[str, tuple[int, torch.Size]] = {}
+        weights = self._flat({name: self._stacked(name, [s.params[name] for s in starts]) for name in self._shapes})
+        self._buffers = {name: self._stacked(name, [s.buffers[name] for s in starts]) for name in starts[0].buffers}
+        self._whole = nn.Parameter(weights)  # one tensor for the optimiser, all weights of all runs
+        self._whole.grad = torch.zeros_like(weights)
+        self._params, self._slopes = self._views(weights), self._views(self._whole.grad)
+        self.optimizer = recipe.build([self._whole])
         self._resume([start.optimizer for start in starts])
-        live = {**self._params, **self._buffers} if recipe.ema else {}
-        self._live = {name: tensor.detach() for name, tensor in live.items() if tensor.is_floating_point()}
-        self._averages = {name: tensor.clone() for name, tensor in self._live.items()}
-        for name in self._live if any(key.endswith("/ema") for key in starts[0].optimizer) else ():
-            self._averages[name] = stack(name, [start.optimizer[f"{name}/ema"] for start in starts])
-        pruned = [name for name in self._kept[0] if any(not kept[name].all() for kept in self._kept)]
-        self._masks = [stack(name, [kept[name].float() for kept in self._kept]) for name in pruned]
-        self._masked = [self._params[name] for name in pruned]
+        self._live = [weights, *(t for t in self._buffers.values() if t.is_floating_point())] if recipe.ema else []
+        self._averages = [tensor.clone() for tensor in self._live]
+        if recipe.ema and any(key.endswith("/ema") for key in starts[0].optimizer):
+            for name, average in self._averaged().items():
+                average.copy_(self._stacked(name, [start.optimizer[f"{name}/ema"] for start in starts]))
+        self._mask = self._masks() if any(kept.sparsity for kept in self._kept) else None
         self._model.train()
+
+    def _flat(self, named: Mapping[str, Tensor]) -> Tensor:
+        """Tensors by the names of weights in the memory of one, each from a place on that suits matrix products."""
+        size = 0
+        for name, tensor in named.items():
+            self._places[name] = size, tensor.shape
+            size += math.ceil(tensor.numel() / ALIGNED) * ALIGNED
+        flat = next(iter(named.values())).new_zeros(size)
+        for name, view in self._views(flat).items():
+            view.copy_(named[name])
+        return flat
+
+    def _views(self, flat: Tensor) -> dict[str, Tensor]:
+        """The tensors that a flat one is made of, in its memory."""
+        return {name: flat[at : at + shape.numel()].view(shape) for name, (at, shape) in self._places.items()}
+
+    def _masks(self) -> Tensor | None:
+        """1 where a weight is kept, 0 where it is removed, flat."""
+        mask = torch.ones_like(self._whole)
+        for name, view in self._views(mask.detach()).items():
+            if name in self._kept[0]:
+                view.copy_(torch.stack([kept[name] for kept in self._kept]))
+        return mask
 
     def _stacked(self, name: str, tensors: Sequence[Tensor]) -> Tensor:
         """A weight, a moment or a buffer of all runs, those of removed weights zero."""
@@ -73,56 +101,69 @@ class Lockstep:
         return tensor
 
     def _resume(self, moments: Sequence[Mapping[str, Tensor]]) -> None:
-        state: dict[int, dict[str, Tensor]] = {}
-        for key in moments[0]:
+        """Give the optimiser the moments of the runs, flat; the number of steps, where it counts them, is of all."""
+        state: dict[str, Tensor] = {}
+        for key, tensor in moments[0].items():
             name, _, moment = key.rpartition("/")
-            if not key.endswith(OURS):
-                each = [of[key] for of in moments]
-                one = each[0].shape != self._shapes[name]  # the number of steps
-                index = list(self._params).index(name)
-                state.setdefault(index, {})[moment] = each[0].clone() if one else self._stacked(name, each)
+            if key.endswith(OURS):
+                continue
+            if tensor.shape != self._shapes[name]:
+                state[moment] = tensor.clone()
+                continue
+            flat = state.setdefault(moment, torch.zeros_like(self._whole))
+            self._views(flat)[name].copy_(self._stacked(name, [of[key] for of in moments]))
         if state:
             groups = self.optimizer.state_dict()["param_groups"]
-            self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+            self.optimizer.load_state_dict({"state": {0: state}, "param_groups": groups})
 
     def step(self, batches: Sequence[Split], rate: float) -> Tensor:
-        losses = self._backward(torch.stack([b.x for b in batches]), torch.stack([b.y for b in batches]))
-        if self._masked:
-            torch._foreach_mul_([weight.grad for weight in self._masked], self._masks)  # type: ignore
+        if len(batches) == 1:
+            losses = self._backward(batches[0].x[None], batches[0].y[None])
+        else:
+            losses = self._backward(torch.stack([b.x for b in batches]), torch.stack([b.y for b in batches]))
+        if self._mask is not None and self._whole.grad is not None:
+            self._whole.grad.mul_(self._mask)
         if self._recipe.clip is not None:
             self._clip(self._recipe.clip)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
         if self._live:
-            averages, live = list(self._averages.values()), list(self._live.values())
-            torch._foreach_lerp_(averages, live, 1 - self._recipe.ema)  # type: ignore
+            torch._foreach_lerp_(self._averages, self._live, 1 - self._recipe.ema)  # type: ignore
         return losses
 
     def _backward(self, x: Tensor, y: Tensor) -> Tensor:
-        """The mean loss of each run's batch, [runs]; the gradients are left with the weights."""
+        """The mean loss of each run's batch, [runs]; its slopes are left with the weights."""
 
         def loss(params: Any, buffers: Any, x: Tensor, y: Tensor) -> Tensor:
             logits = functional_call(self._model, (params, buffers), (x,))
             return cross_entropy(logits, y, label_smoothing=self._recipe.label_smoothing)
 
-        self.optimizer.zero_grad()
-        losses = vmap(loss)(self._params, self._buffers, x, y)
-        losses.sum().backward()
+        leaves = {name: view.detach().requires_grad_() for name, view in self._params.items()}
+        losses = vmap(loss)(leaves, self._buffers, x, y)
+        slopes = torch.autograd.grad(losses.sum(), list(leaves.values()))
+        torch._foreach_copy_(list(self._slopes.values()), slopes)  # type: ignore
         return losses.detach()
 
     def _clip(self, most: float) -> None:
-        slopes = [weight.grad for weight in self._params.values() if weight.grad is not None]
+        slopes = list(self._slopes.values())
         norms = torch.stack([slope.flatten(1).square().sum(1) for slope in slopes]).sum(0).sqrt()
         for slope in slopes:
             slope.mul_((most / (norms + 1e-6)).clamp(max=1).view(-1, *[1] * (slope.ndim - 1)))
 
-    def _shown(self, index: int) -> dict[str, Tensor]:
-        tensors = {**self._params, **self._buffers, **self._averages}
-        return {name: self._spread(name, tensor[index].detach(), index) for name, tensor in tensors.items()}
+    def _averaged(self) -> dict[str, Tensor]:
+        """The averages by name."""
+        if not self._averages:
+            return {}
+        floats = [name for name, tensor in self._buffers.items() if tensor.is_floating_point()]
+        return {**self._views(self._averages[0]), **dict(zip(floats, self._averages[1:], strict=True))}
+
+    def _of(self, index: int, named: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors of one run."""
+        return {name: self._spread(name, tensor[index], index) for name, tensor in named.items()}
 
     def tensors(self) -> list[Tensor]:
-        return [*self._params.values(), *self._buffers.values(), *self._averages.values()]
+        return [self._whole, *self._buffers.values(), *self._averages]
 
     def evaluate(self, split: Split) -> list[tuple[float, float]]:
         found = []
@@ -131,24 +172,22 @@ class Lockstep:
             found.append(evaluate(self._model, split))
         return found
 
+    def _shown(self, index: int) -> dict[str, Tensor]:
+        return self._of(index, {**self._params, **self._buffers, **self._averaged()})
+
     def weights(self, index: int) -> dict[str, Tensor]:
         return copies(self._shown(index).items())
 
     def state(self, index: int, step: int) -> TrainState:
-        def of(name: str, tensor: Tensor, like: Tensor) -> Tensor:
-            return self._spread(name, tensor[index].detach(), index) if tensor.shape == like.shape else tensor
-
-        moments = {
-            f"{name}/{moment}": of(name, tensor, parameter)
-            for name, parameter in self._params.items()
-            for moment, tensor in self.optimizer.state[parameter].items()
-            if isinstance(tensor, Tensor)
-        }
-        moments |= {f"{name}/ema": of(name, tensor, tensor) for name, tensor in self._averages.items()}
-        params, buffers = (
-            copies((name, of(name, t, t)) for name, t in named.items()) for named in (self._params, self._buffers)
-        )
-        return TrainState(step, params, buffers, copies(moments.items()))
+        kept: dict[str, Tensor] = {}
+        for moment, tensor in self.optimizer.state[self._whole].items():
+            if isinstance(tensor, Tensor):
+                flat = tensor.shape == self._whole.shape
+                each = self._of(index, self._views(tensor)) if flat else dict.fromkeys(self._params, tensor)
+                kept |= {f"{name}/{moment}": of for name, of in each.items()}
+        kept |= {f"{name}/ema": tensor for name, tensor in self._of(index, self._averaged()).items()}
+        params, buffers = (copies(self._of(index, named).items()) for named in (self._params, self._buffers))
+        return TrainState(step, params, buffers, copies(kept.items()))
 
     def show(self, index: int) -> None:
         shown = self._shown(index)
@@ -207,9 +246,6 @@ class Perceptrons(Lockstep):
         self._layers = layers(model)
         kind = KINDS[getattr(model, "numerics", "reference")]
         self._kind = next(model.parameters()).dtype if kind == torch.float32 else kind
-        self._slopes = {name: torch.empty_like(parameter) for name, parameter in self._params.items()}
-        for name, parameter in self._params.items():
-            parameter.grad = self._slopes[name]
 
     def _affine(self, layer: Layer, h: Tensor) -> Tensor:
         weight, bias = self._params[layer.weight].mT, self._params[layer.bias][:, None]
@@ -247,11 +283,11 @@ class Perceptrons(Lockstep):
 def slope_of_cross_entropy(z: Tensor, y: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
     """Of logits [runs, n, classes] and labels [runs, n]: the mean cross-entropy by run, and its slope by logit."""
     _, n, classes = z.shape
-    targets = torch.full_like(z, -smoothing / classes / n)
-    targets.scatter_add_(2, y[..., None], torch.full_like(z[..., :1], (smoothing - 1) / n))
+    other = smoothing / classes / n  # -T / n of a wrong class, and of the right one
+    targets = torch.full_like(z, -other).scatter_(2, y[..., None], (smoothing - 1) / n - other)
     logs = torch.log_softmax(z, 2)
-    if z.device.type == "cpu":  # run by run as `sequential` sums, bit for bit; on a GPU that is too many small kernels
-        losses = torch.stack([cross_entropy(*one, label_smoothing=smoothing) for one in zip(z, y, strict=True)])
+    if z.device.type == "cpu" and not smoothing:  # run by run, as `sequential` sums; on a GPU too many small kernels
+        losses = torch.stack([nll_loss(*one) for one in zip(logs, y, strict=True)])
     else:
         losses = (logs * targets).sum((1, 2))
     return losses, torch.ops.aten._log_softmax_backward_data(targets, logs, 2, z.dtype)

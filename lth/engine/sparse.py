@@ -35,13 +35,15 @@ class Sparse(Perceptrons):
 
     def __init__(self, model: nn.Module, lanes: Sequence[Lane], recipe: Recipe):
         super().__init__(model, lanes, recipe)
-        self._masks = self._masked = []  # what is removed is not there
-        (self._mask,) = self._kept
-        self._rows = {layer.weight: _Rows(self._mask[layer.weight]) for layer in self._layers}
+        (kept,) = self._kept
+        self._rows = {layer.weight: _Rows(kept[layer.weight]) for layer in self._layers}
         with warnings.catch_warnings():  # torch says once that such tensors are in beta state
             warnings.simplefilter("ignore", UserWarning)
-            self._weights = {name: rows.matrix(self._params[name].detach()) for name, rows in self._rows.items()}
+            self._weights = {name: rows.matrix(self._params[name]) for name, rows in self._rows.items()}
         self._sampled = {name: rows.matrix(self._slopes[name]) for name, rows in self._rows.items()}
+
+    def _masks(self) -> Tensor | None:
+        return None  # what is removed is not there
 
     def _squeeze(self, name: str, tensor: Tensor, kept: Mask) -> Tensor:
         return tensor[kept[name]] if name in kept and tensor.shape == self._shapes[name] else tensor
@@ -57,7 +59,7 @@ class Sparse(Perceptrons):
         inputs, rectified = [], []
         for layer in self._layers:
             inputs.append(h)
-            z = torch.mm(self._weights[layer.weight], h).add_(self._params[layer.bias][0, :, None])
+            z = torch.addmm(self._params[layer.bias][0, :, None], self._weights[layer.weight], h)
             if layer is not self._layers[-1]:
                 rectified.append(z.relu_())
                 h = h + z if layer.residual else z
@@ -70,18 +72,18 @@ class Sparse(Perceptrons):
             torch.sparse.sampled_addmm(sampled, d, h.t(), beta=0.0, out=sampled)
             torch.sum(d, 1, out=self._slopes[layer.bias][0])
             if layer is not self._layers[0]:
-                d = torch.mm(self._rows[layer.weight].transposed(self._params[layer.weight].detach()), d)
+                d = torch.mm(self._rows[layer.weight].transposed(self._params[layer.weight]), d)
                 d = d + through if layer.residual else d
         return losses
 
     def evaluate(self, split: Split) -> list[tuple[float, float]]:
-        shown = {**self._params, **self._averages}
-        weights = {name: rows.matrix(shown[name].detach()) for name, rows in self._rows.items()}
+        shown = {**self._params, **self._averaged()}
+        weights = {name: rows.matrix(shown[name]) for name, rows in self._rows.items()}
 
         def logits(x: Tensor) -> Tensor:
             h = x.flatten(1).t().contiguous()
             for layer in self._layers:
-                z = torch.mm(weights[layer.weight], h).add_(shown[layer.bias][0, :, None])
+                z = torch.addmm(shown[layer.bias][0, :, None], weights[layer.weight], h)
                 h = h + z.relu_() if layer.residual else z if layer is self._layers[-1] else z.relu_()
             return h.t()
 
