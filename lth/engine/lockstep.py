@@ -84,7 +84,7 @@ class Lockstep:
         """1 where a weight is kept, 0 where it is removed, flat."""
         mask = torch.ones_like(self._whole)
         for name, view in self._views(mask.detach()).items():
-            if name in self._kept[0]:
+            if name in self._kept[0] and view.shape[1:] == self._shapes[name]:
                 view.copy_(torch.stack([kept[name] for kept in self._kept]))
         return mask
 

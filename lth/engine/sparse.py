@@ -10,7 +10,7 @@ act on such units as they do in `sequential`.
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -21,6 +21,8 @@ from lth.engine.lockstep import Perceptrons, slope_of_cross_entropy
 from lth.mask import Mask
 from lth.recipe import Recipe
 from lth.state import Lane, score
+
+SMALL = 10_000  # weights: the products of a smaller layer are dense, setting up a sparse one takes longer
 
 
 class Sparse(Perceptrons):
@@ -36,20 +38,24 @@ class Sparse(Perceptrons):
     def __init__(self, model: nn.Module, lanes: Sequence[Lane], recipe: Recipe):
         super().__init__(model, lanes, recipe)
         (kept,) = self._kept
-        self._rows = {layer.weight: _Rows(kept[layer.weight]) for layer in self._layers}
+        self._rows = {name: _Rows(kept[name]) for name in kept if self._shapes[name].numel() >= SMALL}
         with warnings.catch_warnings():  # torch says once that such tensors are in beta state
             warnings.simplefilter("ignore", UserWarning)
-            self._weights = {name: rows.matrix(self._params[name]) for name, rows in self._rows.items()}
-        self._sampled = {name: rows.matrix(self._slopes[name]) for name, rows in self._rows.items()}
+            self._matrices, self._sampled = self._made(self._params), self._made(self._slopes)
+        self._transposed = {name: rows.transpose(self._whole.dtype) for name, rows in self._rows.items()}
 
-    def _masks(self) -> Tensor | None:
-        return None  # what is removed is not there
+    def _made(self, named: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors of the run, weights as matrices, in their memory; biases as columns."""
+        columns = {name: tensor[0] if tensor.ndim > 2 else tensor[0, :, None] for name, tensor in named.items()}
+        return columns | {name: rows.matrix(named[name]) for name, rows in self._rows.items()}
 
     def _squeeze(self, name: str, tensor: Tensor, kept: Mask) -> Tensor:
-        return tensor[kept[name]] if name in kept and tensor.shape == self._shapes[name] else tensor
+        if name in kept and tensor.shape == self._shapes[name] and tensor.numel() >= SMALL:
+            return tensor[kept[name]]
+        return super()._squeeze(name, tensor, kept)
 
     def _spread(self, name: str, tensor: Tensor, index: int) -> Tensor:
-        if name not in self._kept[index]:
+        if name not in self._rows:
             return tensor
         return tensor.new_zeros(self._shapes[name]).masked_scatter_(self._kept[index][name], tensor)
 
@@ -59,7 +65,7 @@ class Sparse(Perceptrons):
         inputs, rectified = [], []
         for layer in self._layers:
             inputs.append(h)
-            z = torch.addmm(self._params[layer.bias][0, :, None], self._weights[layer.weight], h)
+            z = torch.addmm(self._matrices[layer.bias], self._matrices[layer.weight], h)
             if layer is not self._layers[-1]:
                 rectified.append(z.relu_())
                 h = h + z if layer.residual else z
@@ -69,21 +75,31 @@ class Sparse(Perceptrons):
             if layer is not self._layers[-1]:
                 through, d = d, torch.ops.aten.threshold_backward(d, rectified.pop(), 0)
             sampled = self._sampled[layer.weight]
-            torch.sparse.sampled_addmm(sampled, d, h.t(), beta=0.0, out=sampled)
-            torch.sum(d, 1, out=self._slopes[layer.bias][0])
+            if layer.weight in self._rows:
+                torch.sparse.sampled_addmm(sampled, d, h.t(), beta=0.0, out=sampled)
+            else:
+                torch.mm(d, h.t(), out=sampled)
+            torch.sum(d, 1, True, out=self._sampled[layer.bias])
             if layer is not self._layers[0]:
-                d = torch.mm(self._rows[layer.weight].transposed(self._params[layer.weight]), d)
+                d = torch.mm(self._turned(layer.weight), d)
                 d = d + through if layer.residual else d
         return losses
 
+    def _turned(self, name: str) -> Tensor:
+        """The transpose of a weight."""
+        if name not in self._rows:
+            return self._matrices[name].t()
+        matrix, values = self._transposed[name]
+        torch.index_select(self._params[name][0], 0, self._rows[name].order, out=values)
+        return matrix
+
     def evaluate(self, split: Split) -> list[tuple[float, float]]:
-        shown = {**self._params, **self._averaged()}
-        weights = {name: rows.matrix(shown[name]) for name, rows in self._rows.items()}
+        matrices = self._made(self._params | self._averaged())
 
         def logits(x: Tensor) -> Tensor:
             h = x.flatten(1).t().contiguous()
             for layer in self._layers:
-                z = torch.addmm(shown[layer.bias][0, :, None], weights[layer.weight], h)
+                z = torch.addmm(matrices[layer.bias], matrices[layer.weight], h)
                 h = h + z.relu_() if layer.residual else z if layer is self._layers[-1] else z.relu_()
             return h.t()
 
@@ -91,22 +107,24 @@ class Sparse(Perceptrons):
 
 
 class _Rows:
-    """Where the weights of a layer stand, by row and by column. kept: bool [rows, columns]."""
+    """Where the weights of a layer stand, by row and by column. kept: bool [rows, columns]. order: of the values by
+    row, those by column."""
 
     def __init__(self, kept: Tensor):
         self._shape = kept.shape
         self._ends, self._columns = _compressed(kept)
         self._ends_t, self._columns_t = _compressed(kept.t())
-        order = torch.zeros(kept.shape, dtype=torch.int64).masked_scatter_(kept, torch.arange(int(kept.sum())))
-        self._order = order.t()[kept.t()]
+        places = torch.zeros(kept.shape, dtype=torch.int64).masked_scatter_(kept, torch.arange(int(kept.sum())))
+        self.order = places.t()[kept.t()]
 
     def matrix(self, values: Tensor) -> Tensor:
-        """The layer's matrix of values [1, kept], whose memory it shares."""
+        """The layer's matrix of values [1, kept], in their memory."""
         return _csr(self._ends, self._columns, values[0], self._shape)
 
-    def transposed(self, values: Tensor) -> Tensor:
-        """That matrix's transpose, of copies."""
-        return _csr(self._ends_t, self._columns_t, values[0].index_select(0, self._order), self._shape[::-1])
+    def transpose(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """(the matrix's transpose, its values by column, to be written to)."""
+        values = torch.zeros(len(self.order), dtype=dtype)
+        return _csr(self._ends_t, self._columns_t, values, self._shape[::-1]), values
 
 
 def _csr(ends: Tensor, columns: Tensor, values: Tensor, shape: Any) -> Tensor:
