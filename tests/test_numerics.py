@@ -15,8 +15,9 @@ from torch.nn.functional import cross_entropy
 import lth.machine
 import lth.numerics
 import lth.perform
-import lth.train
+import lth.state
 from lth.device import Device
+from lth.engine.sequential import Sequential
 from lth.numerics import ERROR, GEMMS, KINDS, applied, computing, fastest, gemm_of, probe
 from lth.recipe import Recipe
 from lth.state import TrainState
@@ -267,14 +268,15 @@ def test_fast_takes_back_ends_of_full_accuracy_alone(tmp_path: Path):
 @pytest.mark.parametrize("model_name", ["mlp", "conv"])
 @pytest.mark.parametrize("gemm", GEMMS)
 def test_fast_is_near_reference(gemm, model_name, tmp_path: Path):
-    """Ten steps: bit for bit through torch's own back end, within the rounding of float32 through any that is taken."""
+    """Ten steps: bit for bit through torch's own back end where no images are laid out, else within the rounding
+    of float32."""
     model, start = started(model_name)
     with computing():
         exact = final(model, start, 10, RECIPE, None)
     chosen = gemm if gemm == "blas" else fastest(tmp_path)
     with computing("fast", chosen):
         found = final(applied(started(model_name)[0], "fast"), start, 10, RECIPE, None)
-    assert same(found, exact) or chosen != "blas"
+    assert same(found, exact) or chosen != "blas" or model_name == "conv"
     for name, tensor in exact.params.items():
         torch.testing.assert_close(found.params[name], tensor, rtol=1e-4, atol=1e-5)
 
@@ -290,8 +292,8 @@ def studied(bench: Bench, monkeypatch, gemm: str) -> list:
 def test_a_study_in_fast(bench: Bench, monkeypatch, gemm):
     """Training, evaluation and test see the back end, which the manifest says; what is not training is in reference."""
     seen = {"train": set(), "evaluate": set(), "compute": set()}
-    for module, name in ((lth.train, "_backward"), (lth.train, "evaluate"), (lth.perform, "compute")):
-        whole, key = getattr(module, name), name.replace("_backward", "train")
+    for module, name in ((Sequential, "step"), (lth.state, "score"), (lth.perform, "compute")):
+        whole, key = getattr(module, name), {"step": "train", "score": "evaluate"}.get(name, name)
         spy = lambda *a, whole=whole, key=key: (seen[key].add(switches()[0]), whole(*a))[1]  # noqa: E731
         monkeypatch.setattr(module, name, spy)
     entries, before = studied(bench, monkeypatch, gemm), switches()
@@ -307,19 +309,19 @@ def test_a_training_that_raises_leaves_torch_as_it_was(bench: Bench, monkeypatch
         raise ZeroDivisionError(str(switches()))
 
     entries, before = studied(bench, monkeypatch, "onednn"), switches()
-    monkeypatch.setattr(lth.train, "_backward", raises)
+    monkeypatch.setattr(Sequential, "step", raises)
     failures = bench.run(entries)
     assert "ZeroDivisionError: ['bf16', 'ieee', 'ieee']" in {failure.cause for failure in failures.values()}
     assert switches() == before
 
 
 @pytest.mark.parametrize("numerics", KINDS)
-def test_layout_on_a_gpu(numerics):
-    """Images channels last but for reference; a CPU keeps those in float32 as they are. Shapes alone, on no device."""
+def test_layout(numerics):
+    """Images channels last but for reference, on a CPU and elsewhere (shapes alone)."""
     layout = lambda net: net[0].weight.is_contiguous(memory_format=torch.channels_last)  # noqa: E731
     here = nn.Sequential(nn.Conv2d(3, 4, 3))
     assert not layout(here)
-    assert layout(applied(here, numerics)) == (KINDS[numerics] != torch.float32)
+    assert layout(applied(here, numerics)) == (numerics != "reference")
     there = nn.Sequential(nn.Conv2d(3, 4, 3, device="meta"))
     assert layout(applied(there, numerics)) == (numerics != "reference")
 
