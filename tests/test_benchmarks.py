@@ -67,9 +67,9 @@ def test_a_loss_that_differs_fails_the_row(monkeypatch, capsys):
     """The masked side trains at a hundredth of the rate: as fast, and wrong."""
     honest = setting.Ours.__init__
 
-    def slower(self, *arguments, masked: bool = True, **options):
-        honest(self, *arguments, masked=masked, **options)
-        if masked:
+    def slower(self, *arguments, **options):
+        honest(self, *arguments, **options)
+        if options.get("mask", "the setting's") is not None:
             object.__setattr__(self._recipe, "lr", 0.001)
 
     monkeypatch.setattr(setting.Ours, "__init__", slower)

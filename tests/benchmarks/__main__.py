@@ -23,12 +23,12 @@ import torch
 from tests.benchmarks.gpu_rows import g1, g2, g3
 from tests.benchmarks.measure import Line, Options, gemm_probe, load_average, machine, table
 from tests.benchmarks.profiled import SETTINGS, profiled
-from tests.benchmarks.study_rows import c10, study
-from tests.benchmarks.train_rows import c1, c2, c5, c7, c9
+from tests.benchmarks.study_rows import c3, c10, study
+from tests.benchmarks.train_rows import c1, c2, c4, c5, c6, c7, c9
 
 ROWS: dict[str, Callable[[Options], Iterator[Line]]] = {
-    "C1": c1, "C2": c2, "C5": c5, "C7": c7, "C9": c9, "C10": c10, "C11": study, "C12": study,
-    "G1": g1, "G2": g2, "G3": g3,
+    "C1": c1, "C2": c2, "C3": c3, "C4": c4, "C5": c5, "C6": c6, "C7": c7, "C9": c9, "C10": c10, "C11": study,
+    "C12": study, "G1": g1, "G2": g2, "G3": g3,
 }  # fmt: skip
 
 

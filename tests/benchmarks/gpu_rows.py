@@ -4,7 +4,6 @@ Engines are chosen as a user does, by device.engine. Where all is run by main.py
 fewer, so that what a command takes to start and to end is in neither.
 """
 
-import inspect
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +14,6 @@ from torch.nn.functional import cross_entropy
 from lth.data import move
 from lth.recipe import Recipe
 from lth.seeds import generator
-from lth.train import train
 from tests.benchmarks.measure import Line, Losses, Options, interleaved, mean_loss, pairwise, per_second
 from tests.benchmarks.setting import Ours, Peer, Setting, colour
 from tests.benchmarks.study_rows import wall
@@ -56,14 +54,12 @@ def g2(options: Options) -> Iterator[Line]:
     if not torch.cuda.is_available():
         yield Line("G2", "ResNet-20, ResNet-18, batch 128, 512", "eager PIL; airbench-style", "5x; 1.2x", note=NONE)
         return
-    # a `train` that does not know of engines has one
-    engine = {"engine": "graph"} if "engine" in inspect.signature(train).parameters else {}
     for network in ("resnet_20", "resnet_18"):
         for batch_size in (128, 512):
             steps = options.scaled(40, 2)
             recipe = Recipe("SGD", 0.1, batch_size, steps, steps, options=DECAY)
             setting = Setting(network, colour(), recipe)
-            ours, resident = Ours(setting, "bf16", "cuda", **engine), Resident(setting)
+            ours, resident = Ours(setting, "bf16", "cuda", engine="graph"), Resident(setting)
             # open_lth's own ResNet-18 is for ImageNet
             asked = options if network == "resnet_20" else Options(options.rounds)
             with tempfile.TemporaryDirectory() as name, Peer(setting, Path(name, "peer"), asked) as peer:

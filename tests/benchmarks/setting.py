@@ -9,6 +9,8 @@ import os
 import pickle
 import subprocess
 import sys
+import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +23,23 @@ from torch.nn.functional import pad
 from lth.data import Augment, Data, Split
 from lth.dataset.fashion_mnist import FashionMnist
 from lth.dataset.mnist_5k import Mnist5k
+from lth.engine.choice import engines
 from lth.mask import Mask
-from lth.model.mlp import Mlp
+from lth.model.mlp import Mlp, ResidualMlp
 from lth.model.resnet_cifar import Resnet
 from lth.model.torchvision import Torchvision
-from lth.numerics import KINDS, applied
+from lth.numerics import KINDS, applied, computing, fastest
 from lth.recipe import Recipe
+from lth.state import Lane, TrainState
 from lth.store import Store
-from lth.train import TrainState, train
+from lth.train import train_together
 from tests.benchmarks.measure import ROOT, Options, gemm_probe, mean_loss
 
 NETWORKS: dict[str, Any] = {  # drawn as open_lth draws them, whose ResNet-20 has projections for shortcuts
     "lenet_300_100": Mlp([300, 100], "kaiming_normal"),
     "resnet_20": Resnet(20, shortcut="B", norm_init="uniform"),
+    "mlp_100_100": Mlp([100, 100]),
+    "residual_500": ResidualMlp(500),
     "resnet_18": Torchvision("resnet18", stem="cifar"),
 }
 
@@ -82,23 +88,30 @@ class Setting:
 
 
 class Ours:
-    """Called, it trains once through `lth.train.train`, and saves the end in `store` where there is one."""
+    """Called, it trains `width` runs side by side through `lth.train`, and saves the end in `store` where there is one.
+    mask: instead of the setting's; None: none."""
 
     def __init__(self, setting: Setting, numerics: str = "reference", device: str = "cpu", store: Path | None = None,
-                 masked: bool = True, **engine: str):  # fmt: skip
-        model, mask = setting.start()
-        self._start = TrainState.of(model)
+                 engine: str = "sequential", width: int = 1, mask: Mask | str | None = "the setting's"):  # fmt: skip
+        model, own = setting.start()
+        start = TrainState.of(model)
         self.model = applied(model.to(device), numerics)
         self._data = setting.data.normalised(device)
         self._recipe = setting.recipe.on(len(setting.data.train.y))
-        self._mask, self._store, self._engine = mask if masked else None, store and Store(store), engine
+        self._lanes = [(start, own if isinstance(mask, str) else mask, order) for order in range(width)]
+        self._store, self._engine = store and Store(store), engines(self.model, self._recipe)[engine]
+        gemm = fastest(Path(tempfile.mkdtemp())) if (numerics, device) == ("fast", "cpu") else None
+        self._computing = partial(computing, numerics, gemm)
 
     def __call__(self) -> None:
-        steps: Any = self._recipe.steps
-        arguments: Any = self.model, self._start, self._mask, self._recipe, self._data, 0, steps
-        for step, state, _ in train(*arguments, **self._engine):
-            if self._store and step == steps:
-                self._store.checkpoint("0" * 64, step, state().pack())
+        steps, lanes = int(self._recipe.steps), [Lane(*lane) for lane in self._lanes]
+        with self._computing():
+            for reached in train_together(self.model, lanes, self._recipe, self._data, steps, self._engine):
+                if reached.step < steps:
+                    continue
+                if self._store:
+                    self._store.checkpoint("0" * 64, steps, reached.state().pack())
+                reached.show()
         if self._data.train.y.is_cuda:
             torch.cuda.synchronize()
 
@@ -177,7 +190,7 @@ def write(data: Data, folder: Path) -> None:
 def numerics() -> tuple[list[str], str]:
     """Those worth timing on this CPU, and a word on those that are not: bf16 that is no faster than float32."""
     rates = gemm_probe()["1024x1024x1024"]
-    names = [name for name in ("reference", "fast", "bf16") if name in KINDS]
+    names = [name for name in ("fast", "bf16") if name in KINDS]
     if rates["bfloat16"] > rates["float32"]:
         return names, ""
     bf16, float32 = (f"{rates[name]:.0f}" for name in ("bfloat16", "float32"))

@@ -1,4 +1,4 @@
-"""Rows on whole commands, each run as a user types it, but for where it writes: C10, C11, C12."""
+"""Rows on whole commands, each run as a user types it, but for where it writes: C3, C10, C11, C12."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from lth.device import num_cores
 from lth.recipe import Recipe
-from tests.benchmarks.measure import ROOT, Line, Losses, Options, pairwise, timed
+from tests.benchmarks.measure import ROOT, Line, Losses, Options, pairwise, per_second, timed
 from tests.benchmarks.setting import Peer, Setting, digits
 
 REPLICATES, LEVELS, STEPS, CONDITIONS = 5, 20, 1000, 3
@@ -57,6 +57,23 @@ def c10(options: Options) -> Iterator[Line]:
     for work, seconds, target in (("first line, cold", cold, "45 s"), ("first line, served", served, "5 s")):
         note = f"{min(seconds):.1f} to {max(seconds):.1f} s, n={len(seconds)}"
         yield Line("C10", work, target=target, unit="s", ours=statistics.median(seconds), note=note)
+
+
+def c3(options: Options) -> Iterator[Line]:
+    """A chain of 20 levels x 8 replicates, two workers and the engines that are chosen, against one worker that trains
+    one by one; the wall of the whole commands."""
+    levels, steps, replicates = options.scaled(20), options.scaled(400, 2), options.scaled(8)
+    line = (f"replicates={replicates}", "prune=rounds", f"prune.num_rounds={levels}", "wandb=disabled", "branch=[]",
+            f"prune.sparsity={1 - 0.8**levels:.6f}", f"recipe.steps={steps}it", "dataset=mnist_5k")  # fmt: skip
+    settings = (("device.engine=sequential", "device.workers=1"), ("device.engine=auto", "device.workers=2"))
+    walls: list[list[float]] = [[], []]
+    for _ in range(min(3, options.rounds)):
+        for found, setting in zip(walls, settings, strict=True):
+            with tempfile.TemporaryDirectory() as name:
+                found.append(wall(Path(name), *line, *setting))
+    rates = (per_second(replicates * (levels + 1) * steps, found) for found in walls)
+    yield Line("C3", f"chain of {levels} levels x {replicates}, two workers", "eager one by one, one worker", "3.5x",
+               "steps/s", *rates, pairwise(*walls))  # fmt: skip
 
 
 def study(options: Options) -> Iterator[Line]:

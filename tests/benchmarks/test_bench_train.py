@@ -29,8 +29,8 @@ def checked(line: Line) -> float:
 
 def test_masked_step_against_dense_step():
     """C7: a masked step costs at most 2% more than a dense one; 25% slack in this short form."""
-    (line,) = c7(SHORT)
-    assert checked(line) > 0.98 * 0.75
+    for line in c7(SHORT):
+        assert checked(line) > 0.98 * 0.75
 
 
 def test_step_against_peer_style_loop():

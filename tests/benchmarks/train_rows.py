@@ -1,4 +1,4 @@
-"""Rows on one training on a CPU: C1, C2, C5, C7, C9. Each yields the lines of its row.
+"""Rows on the training loop on a CPU: C1, C2, C4, C5, C6, C7, C9. Each yields the lines of its row.
 
 Steps as they are at scale 1. The losses of two sides come from other data orders; a tolerance is about three times the
 largest difference that other orders made between them.
@@ -14,9 +14,14 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from safetensors.torch import load_file
+
+from lth.dataset.mnist1d import Mnist1d
+from lth.mask import Mask
 from lth.recipe import Recipe
 from tests.benchmarks.measure import Line, Losses, Options, interleaved, pairwise, per_second
 from tests.benchmarks.setting import Ours, Peer, Setting, colour, digits, numerics
+from tests.benchmarks.study_rows import wall
 
 DECAY = {"momentum": 0.9, "weight_decay": 1e-4}
 EPOCH = 469  # steps of 128 in MNIST's 60,000, the last one short in open_lth and left out in ours: 468
@@ -63,13 +68,14 @@ def against_peer(row: str, work: str, target: str, setting: Setting, options: Op
         folder = Path(name)
         with Peer(setting, folder / "peer", options, whole) as peer:
             for kind in kinds:
-                ours = Ours(setting, kind, store=folder / kind if whole else None)
+                engine = "lockstep" if setting.network == "lenet_300_100" else "sequential"
+                ours = Ours(setting, kind, store=folder / kind if whole else None, engine=engine)
                 theirs, mine = interleaved(peer, ours, options.rounds)
                 if whole:
                     rates = {"unit": "s", "baseline": statistics.median(theirs), "ours": statistics.median(mine)}
                 else:
                     rates = {"unit": unit, "baseline": per_second(amount, theirs), "ours": per_second(amount, mine)}
-                yield Line(row, f"{work}, {kind}", peer.name, target, **rates, ratio=pairwise(theirs, mine),
+                yield Line(row, f"{work}, {kind}, {engine}", peer.name, target, **rates, ratio=pairwise(theirs, mine),
                            losses=Losses(peer.loss(), ours.loss(), tolerance), note=missing)  # fmt: skip
 
 
@@ -77,17 +83,66 @@ def c7(options: Options) -> Iterator[Line]:
     """What the mask costs: the same steps with a mask that removes one weight in a million, and without. The arithmetic
     is that of any mask, and the losses can be compared."""
     setting = replace(lenet(options), sparsity=1e-6)
-    dense, masked = Ours(setting, masked=False), Ours(setting)
-    theirs, mine = interleaved(dense, masked, options.rounds)
-    rates = per_second(setting.num_steps, theirs), per_second(setting.num_steps, mine)
-    yield Line("C7", "masked step, reference", "dense step", "0.98x", "steps/s", *rates, pairwise(theirs, mine),
-               Losses(dense.loss(), masked.loss(), 0.05))  # fmt: skip
+    for engine in ("sequential", "lockstep"):
+        dense, masked = Ours(setting, "fast", engine=engine, mask=None), Ours(setting, "fast", engine=engine)
+        theirs, mine = interleaved(dense, masked, options.rounds)
+        rates = per_second(setting.num_steps, theirs), per_second(setting.num_steps, mine)
+        yield Line("C7", f"masked step, {engine}", "dense step", "0.98x", "steps/s", *rates, pairwise(theirs, mine),
+                   Losses(dense.loss(), masked.loss(), 0.05))  # fmt: skip
+
+
+def c4(options: Options) -> Iterator[Line]:
+    """Eight runs of a perceptron on MNIST-1D (Greydanus & Kobak 2020) side by side, against one after another."""
+    steps = options.scaled(300, least=2)
+    recipe = Recipe("Adam", 2e-3, 100, steps, steps)
+    for network in ("mlp_100_100", "residual_500"):
+        setting = Setting(network, Mnist1d()(Path()), recipe, sparsity=0)
+        alone, together = Ours(setting, "fast"), Ours(setting, "fast", engine="lockstep", width=8)
+
+        def one_by_one(alone: Ours = alone) -> None:
+            for _ in range(8):
+                alone()
+
+        theirs, mine = interleaved(one_by_one, together, options.rounds)
+        alone()  # order 0, as the eighth of those side by side is not
+        rates = per_second(8 * steps, theirs), per_second(8 * steps, mine)
+        yield Line("C4", f"{network} on MNIST-1D, 8 runs", "eager one by one", "2.2x", "steps/s", *rates,
+                   pairwise(theirs, mine), Losses(alone.loss(), together.loss(), 0.25))  # fmt: skip
+
+
+def c6(options: Options) -> Iterator[Line]:
+    """A step of LeNet-300-100 on its kept weights alone, under masks of iterative magnitude pruning drawn here, against
+    one of the engine that is fastest for the dense network, under the same mask."""
+    setting = lenet(options)
+    for sparsity, mask in imp_masks(options).items():
+        dense = Ours(setting, "fast", engine="lockstep", mask=mask)
+        sparse = Ours(setting, "fast", engine="sparse", mask=mask)
+        theirs, mine = interleaved(dense, sparse, options.rounds)
+        rates = per_second(setting.num_steps, theirs), per_second(setting.num_steps, mine)
+        target = {0.95: "2.2x", 0.986: "4.5x"}.get(sparsity, "")
+        yield Line("C6", f"sparse step, {sparsity:.1%} IMP mask", "our dense step", target, "steps/s", *rates,
+                   pairwise(theirs, mine), Losses(dense.loss(), sparse.loss(), 0.02))  # fmt: skip
+
+
+def imp_masks(options: Options) -> dict[float, Mask]:
+    """Sparsity -> the mask that main.py finds there on mnist_5k, 20% a level."""
+    sparsities = 0.9, 0.95, 0.986
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        wall(folder, "-m", f"prune.sparsity={','.join(map(str, sparsities))}", "replicates=1", "branch=[]",
+             "save_tickets=true", f"recipe.steps={options.scaled(1000, least=20)}it", "wandb=disabled")  # fmt: skip
+        found = {}
+        for index, sparsity in enumerate(sparsities):
+            (path,) = (folder / "run" / str(index)).rglob("*.safetensors")
+            tensors = load_file(path)
+            found[sparsity] = Mask({n[5:]: kept.bool() for n, kept in tensors.items() if n.startswith("mask:")})
+        return found
 
 
 def c9(options: Options) -> Iterator[Line]:
     """C1 beside a process that multiplies matrices without end, against C1 alone."""
     setting = lenet(options)
-    ours = Ours(setting)
+    ours = Ours(setting, "fast", engine="lockstep")
     ours()
     alone = ours.loss()
     with neighbour() as (busy, quiet):
