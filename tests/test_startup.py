@@ -101,7 +101,7 @@ def test_digits_load_no_scikit_learn(tmp_path):
     assert last == {"hydra", "torch"}
 
 
-def loaded_at_birth(pipe: Any) -> None:
+def loaded_at_birth(pipe: Any, number) -> None:
     """A worker's life: say what it has loaded, once."""
     unit, _ = pipe.recv()
     pipe.send((unit, "done", sorted({"torch", "torch._dynamo"} & sys.modules.keys())))
