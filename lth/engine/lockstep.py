@@ -5,6 +5,7 @@ any kind goes through torch.vmap; a multilayer perceptron through its own forwar
 which cost less than autograd's for a single run already.
 """
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -25,7 +26,9 @@ from lth.state import Lane, TrainState, copies, evaluate, load
 # of torch.optim, those in whose step every weight stands by itself
 ELEMENTWISE = ("SGD", "Adam", "AdamW", "NAdam", "RAdam", "Adamax", "RMSprop", "Adagrad", "Adadelta", "Rprop")
 
-ALIGNED = 16  # numbers: matrix products on a GPU ask for places that are multiples of 16 bytes, of two-byte numbers too
+# numbers: torch's fused optimisers round the last ones of a tensor, fewer than two of the longest vectors hold, otherwise
+# than the rest, and whose they are would depend on how many runs there are (law 9); products on a GPU like such places
+ALIGNED = 32
 
 
 class Lockstep:
@@ -147,7 +150,8 @@ class Lockstep:
 
     def _clip(self, most: float) -> None:
         slopes = list(self._slopes.values())
-        norms = torch.stack([slope.flatten(1).square().sum(1) for slope in slopes]).sum(0).sqrt()
+        # one after another: the order in which torch sums over a stack depends on how many runs there are (law 9)
+        norms = functools.reduce(torch.add, [slope.flatten(1).square().sum(1) for slope in slopes]).sqrt()
         for slope in slopes:
             slope.mul_((most / (norms + 1e-6)).clamp(max=1).view(-1, *[1] * (slope.ndim - 1)))
 
@@ -234,7 +238,9 @@ class Perceptrons(Lockstep):
         L = -1/n sum T log softmax(z_last)        d_last = (softmax(z_last) - T) / n
         dW_l = d_l^T h_(l-1),  db_l = sum d_l,    d_(l-1) = (d_l W_l) * [h_(l-1) > 0]
 
-    A residual layer is h_l = h_(l-1) + relu(z_l). A run's bits do not depend on how many run beside it.
+    A residual layer is h_l = h_(l-1) + relu(z_l). A run's bits do not depend on how many run beside it, as far as a
+    product's do not depend on where it lies in memory: those of MKL may where runs do not lie 64 bytes apart, so that
+    with odd widths or batches they are equal within rounding alone.
     """
 
     @staticmethod
