@@ -7,7 +7,7 @@ taken. `lockstep` doubles the number of runs side by side until model-steps per 
 
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -24,6 +24,7 @@ from lth.engine.sequential import Sequential
 from lth.engine.sparse import Sparse
 from lth.machine import recalled
 from lth.mask import Mask
+from lth.parallel import num_ranks
 from lth.recipe import Recipe
 from lth.state import Lane, TrainState
 
@@ -45,15 +46,18 @@ class Choice:
 
     def of(self, model: nn.Module, recipe: Recipe, mask: Mask | None, begun: str = "") -> tuple[type[Engine], int]:
         """(engine, how many runs side by side) for a run under this mask; a run that an engine has `begun` goes on with
-        it."""
+        it, where it is able to."""
         sparse = mask is not None and mask.sparsity >= self.sparse_from
-        engine = engines(model, recipe)[begun or ("sparse" if sparse else self.engine)]
+        able = engines(model, recipe)
+        engine = able.get(begun) or able["sparse" if sparse else self.engine]
         return engine, self.width if engine.name in ("lockstep", "graph") else 1
 
 
 def engines(model: nn.Module, recipe: Recipe) -> dict[str, Any]:
-    """The engines that can train this network by this recipe where it is, by name."""
+    """The engines that can train this network by this recipe where it is, by name: several ranks have but one."""
     found: dict[str, Any] = {"sequential": Sequential}
+    if num_ranks() > 1:
+        return found
     if lockstep := next((kind for kind in (Perceptrons, Lockstep) if kind.fits(model, recipe)), None):
         found["lockstep"] = lockstep
     found |= {kind.name: kind for kind in (Graph, Sparse) if kind.fits(model, recipe)}
@@ -64,8 +68,9 @@ def check(name: str, model: nn.Module, recipe: Recipe) -> None:
     """Raises ValueError, one line, where device.engine=`name` cannot train this network by this recipe."""
     able = engines(model, recipe)
     if name not in ("auto", *able):
+        where = f"{num_ranks()} ranks" if num_ranks() > 1 else next(model.parameters()).device.type
         raise ValueError(
-            f"device.engine={name} cannot train this network by this recipe on {next(model.parameters()).device.type}; "
+            f"device.engine={name} cannot train this network by this recipe on {where}; "
             f"of auto, {', '.join(able)} take one"
         )
 
@@ -91,33 +96,39 @@ def _measure(name: str, able: dict[str, Any], model: nn.Module, recipe: Recipe, 
     for kind in (able[each] for each in ("lockstep", "graph") if each in able and name in ("auto", each)):
         if kind is Lockstep and bench.device == "cpu" and name == "auto":
             continue  # vmap over runs loses there, x0.2 (ResNet-20) to x0.9 (LeNet-300-100)
-        here = 1
+        here, ratio = 1, 0.0
         try:
             bench.agree(kind, dense)
             ratio = ratios[f"{kind.name} 1"] = bench.ratio((kind, dense, 1), (Sequential, dense, 1))
             while here < MOST:
+                bench.stand_alone(kind, dense, 2 * here)
                 grown = bench.ratio((kind, dense, 2 * here), (kind, dense, here))
                 ratios[f"{kind.name} {2 * here}"] = ratio * grown
                 if grown < GAIN:
                     break
                 here, ratio = 2 * here, ratio * grown
-        except (RuntimeError, ValueError) as error:  # out of memory among them
-            refused[kind.name] = " ".join(str(error).split())[:200]
-            if f"{kind.name} {here}" not in ratios:
-                if name == kind.name:
-                    raise
-                continue
+        except (RuntimeError, ValueError) as error:  # out of memory among them, which leaves the width before it
+            if not ratio and name == kind.name:
+                raise
+            refused[f"{kind.name} {2 * here}" if ratio else kind.name] = _line(error)
         if ratio > gain or name == kind.name:
             engine, width, gain = kind.name, here, ratio
     sparse_from = 1.0
-    for sparsity in reversed(SPARSITIES) if "sparse" in able and name == "auto" else ():
-        mask = _random(dense, sparsity)
-        bench.agree(Sparse, mask)
-        ratios[f"sparse {sparsity}"] = bench.ratio((Sparse, mask, 1), (able[engine], mask, width))
-        if ratios[f"sparse {sparsity}"] < GAIN:
-            break
-        sparse_from = sparsity
+    try:
+        for sparsity in reversed(SPARSITIES) if "sparse" in able and name == "auto" else ():
+            mask = _random(dense, sparsity)
+            bench.agree(Sparse, mask)
+            ratios[f"sparse {sparsity}"] = bench.ratio((Sparse, mask, 1), (able[engine], mask, width))
+            if ratios[f"sparse {sparsity}"] < GAIN:
+                break
+            sparse_from = sparsity
+    except (RuntimeError, ValueError) as error:
+        sparse_from, refused["sparse"] = 1.0, _line(error)
     return {"choice": asdict(Choice(engine, width, sparse_from, gain)), "ratios": ratios, "refused": refused}
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
 
 
 def _random(dense: Mask, sparsity: float) -> Mask:
@@ -133,22 +144,34 @@ class _Bench:
         self._start, self.device = TrainState.of(model), data.train.y.device.type
         self._close = 1e-3 if getattr(model, "numerics", "reference") in ("reference", "fast") else 3e-2
 
-    def _steps(self, kind: type[Engine], mask: Mask, width: int) -> Iterator[Tensor]:
-        lanes = [Lane(self._start, mask, order) for order in range(width)]
-        engine = kind(self._model, lanes, self._recipe)
-        orders = [self._data.batches(lane.order, self._recipe.batch_size, 0) for lane in lanes]
-        while True:
-            yield engine.step([next(order) for order in orders], self._recipe.rate(0)).view(width)
+    def _going(self, kind: type[Engine], mask: Mask, orders: Sequence[int]) -> tuple[Engine, Iterator[Tensor]]:
+        """(engine, losses of its steps), for a run of each data order."""
+        engine = kind(self._model, [Lane(self._start, mask, order) for order in orders], self._recipe)
+        batches = [self._data.batches(order, self._recipe.batch_size, 0) for order in orders]
+        return engine, (engine.step([*some], self._recipe.rate(0)).view(-1) for some in zip(*batches, strict=True))
 
     def agree(self, kind: type[Engine], mask: Mask) -> None:
         """Raises ValueError unless three steps have the losses of `sequential`."""
-        ours, theirs = (torch.cat([*islice(self._steps(each, mask, 1), 3)]) for each in (kind, Sequential))
+        ours, theirs = (torch.cat([*islice(self._going(k, mask, [0])[1], 3)]) for k in (kind, Sequential))
         if not torch.allclose(ours, theirs, rtol=self._close):
             raise ValueError(f"losses {ours.tolist()} are not those of sequential, {theirs.tolist()}")
 
+    def stand_alone(self, kind: type[Engine], mask: Mask, width: int) -> None:
+        """Raises ValueError where, on a CPU, a run's weights after three steps depend in any bit on how many run beside
+        it: then a resumed sweep, which puts others side by side, would not give its bytes again (law 6)."""
+        if self.device != "cpu":
+            return
+        (one, alone), (all_, together) = (self._going(kind, mask, w) for w in ([width - 1], range(width)))
+        for _ in range(3):
+            next(alone)
+            next(together)
+        states = one.state(0, 3), all_.state(width - 1, 3)
+        if not all(torch.equal(states[0].params[name], states[1].params[name]) for name in states[0].params):
+            raise ValueError(f"{width} runs side by side have other bits than one alone")
+
     def _rate(self, kind: type[Engine], mask: Mask, width: int) -> float:
         """Model-steps per second."""
-        steps = self._steps(kind, mask, width)
+        _, steps = self._going(kind, mask, range(width))
         for _ in range(2):  # the first ones warm up
             next(steps)
         self._wait()
