@@ -26,8 +26,8 @@ from lth.state import Lane, TrainState, copies, evaluate, load
 # of torch.optim, those in whose step every weight stands by itself
 ELEMENTWISE = ("SGD", "Adam", "AdamW", "NAdam", "RAdam", "Adamax", "RMSprop", "Adagrad", "Adadelta", "Rprop")
 
-# numbers: torch's fused optimisers round the last ones of a tensor, fewer than two of the longest vectors hold, otherwise
-# than the rest, and whose they are would depend on how many runs there are (law 9); products on a GPU like such places
+# Numbers. torch's fused optimisers round the last ones of a tensor, fewer than two of the longest vectors hold, other
+# than the rest, and whose they are would depend on how many runs there are (law 9).
 ALIGNED = 32
 
 
