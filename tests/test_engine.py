@@ -51,7 +51,13 @@ class Norms:
         return nn.Sequential(convolution, nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, num_classes))
 
 
-NETWORKS = {"mlp": Mlp([30, 20]), "residual": ResidualMlp(24), "norms": Norms(), "resnet_20": Resnet(20)}
+NETWORKS = {
+    "mlp": Mlp([30, 20]),
+    "odd": Mlp([13, 11]),
+    "residual": ResidualMlp(24),
+    "norms": Norms(),
+    "resnet_20": Resnet(20),
+}
 PERCEPTRONS = "mlp", "residual"
 SGD = {"momentum": 0.9, "weight_decay": 0.01, "nesterov": True}
 RECIPES = {
@@ -123,7 +129,7 @@ def lanes_of(name: str, kind: torch.dtype = torch.float64, num: int = 5) -> list
         random_mask(model, 0.1, 2),
         random_mask(model, 0.8, 3),
     ]
-    if name in PERCEPTRONS:
+    if name in (*PERCEPTRONS, "odd"):
         masks[2:4] = odd_mask(model), empty_mask(model)
     starts = [TrainState.of(network(name, kind, seed)) for seed in range(num)]
     return [Lane(start, mask, 10 + i) for i, (start, mask) in enumerate(zip(starts, masks, strict=False))]
@@ -257,10 +263,6 @@ def test_fresh_memory_is_not_read(monkeypatch):
 # Laws 1, 2 and 9
 
 
-ALIGNED = {"aligned": Mlp([20, 16]), "aligned_residual": ResidualMlp(16)}  # at batch 16 products lie 64 bytes apart
-NETWORKS |= ALIGNED
-
-
 def each(kind, *arguments) -> Ends:
     """`ends`, one by one where an engine takes but one."""
     one = kind in (Sequential, Sparse)
@@ -271,11 +273,14 @@ def gone_on(lanes: Sequence[Lane], middle: Ends) -> list[Lane]:
     return [dataclasses.replace(lane, start=state) for lane, (state, _) in zip(lanes, middle, strict=True)]
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
-@pytest.mark.parametrize("name", ALIGNED)
-def test_neighbours_do_not_matter_to_perceptrons(name, recipe):
-    """Law 9, float32, on a CPU: every bit of a run is there alone, with one other and with five, in any place."""
-    recipe = dataclasses.replace(RECIPES[recipe], batch_size=16, eval_every=4)
+@pytest.mark.parametrize(
+    ("recipe", "size"), [*((recipe, 7) for recipe in RECIPES), ("all", 3), ("sgd", 1), ("adam", 20)]
+)
+@pytest.mark.parametrize("name", ["odd", "residual"])
+def test_neighbours_do_not_matter_to_perceptrons(name, recipe, size):
+    """Law 9, float32, on a CPU: every bit of a run is there alone, with one other and with five, in any place, also
+    where no matrix ends with a vector or a line of memory."""
+    recipe = dataclasses.replace(RECIPES[recipe], batch_size=size, eval_every=4)
     lanes = lanes_of(name, torch.float32)
     alone = one_by_one(name, lanes, recipe, 8, Perceptrons)
     lanes, alone = [*lanes, lanes[0]], [*alone, alone[0]]
@@ -286,14 +291,13 @@ def test_neighbours_do_not_matter_to_perceptrons(name, recipe):
     assert_same(ends(Perceptrons, name, lanes[1:4], recipe, 8), alone[1:4])
 
 
-@pytest.mark.parametrize(("kind", "name"), [(Perceptrons, "mlp"), (Lockstep, "norms")])
 @pytest.mark.parametrize("recipe", ["all", "adamw"])
-def test_neighbours_do_not_matter(kind, name, recipe):
-    """Law 9 whatever the widths and the batch, and through vmap: in float64, to 1e-10."""
-    recipe, lanes = dataclasses.replace(RECIPES[recipe], eval_every=4), lanes_of(name)
-    alone = one_by_one(name, lanes, recipe, 8, kind)
-    assert_close(ends(kind, name, lanes[::-1], recipe, 8), alone[::-1], 1e-10)
-    assert_close(ends(kind, name, lanes[1:3], recipe, 8), alone[1:3], 1e-10)
+def test_neighbours_do_not_matter_to_lockstep(recipe):
+    """Law 9 through vmap: in float64, to 1e-10."""
+    recipe, lanes = dataclasses.replace(RECIPES[recipe], eval_every=4), lanes_of("norms")
+    alone = one_by_one("norms", lanes, recipe, 8, Lockstep)
+    assert_close(ends(Lockstep, "norms", lanes[::-1], recipe, 8), alone[::-1], 1e-10)
+    assert_close(ends(Lockstep, "norms", lanes[1:3], recipe, 8), alone[1:3], 1e-10)
 
 
 @pytest.mark.parametrize(("kind", "name"), [(Perceptrons, "residual"), (Sparse, "residual"), (Lockstep, "norms")])
@@ -345,21 +349,21 @@ def test_pruned_stays_zero(kind, name, recipe):
 
 
 def test_one_diverges_the_others_do_not_notice():
-    """It ends at the step at which `sequential` ends it; the others' bits are as without it."""
-    recipe, lanes = dataclasses.replace(RECIPES["all"], batch_size=16, eval_every=4), lanes_of("aligned", torch.float32)
-    for times, steps in ((1e30, (0,)), (1e6, range(1, 12))):
-        wild = dataclasses.replace(lanes[2].start, params={n: t * times for n, t in lanes[2].start.params.items()})
-        bad = dataclasses.replace(lanes[2], start=wild)
-        unclipped = dataclasses.replace(recipe, clip=None)
-        found = ends(Perceptrons, "aligned", [*lanes[:2], bad, *lanes[3:]], unclipped, 12)
-        without = ends(Perceptrons, "aligned", [*lanes[:2], *lanes[3:]], unclipped, 12)
-        ((_, alone),) = ends(Sequential, "aligned", [bad], unclipped, 12)
-        ((_, sparse),) = ends(Sparse, "aligned", [bad], unclipped, 12)
-        history = found.pop(2)[1]
-        assert history.diverged_step == alone.diverged_step == sparse.diverged_step and history.diverged_step in steps
-        assert history.points == alone.points
+    """It ends where `sequential` ends it, at the first step or a later one; the others' bits are as without it."""
+    recipe = dataclasses.replace(RECIPES["all"], eval_every=2, clip=None)
+    *others, lane = lanes_of("odd", torch.float32)
+    without = ends(Perceptrons, "odd", others, recipe, 12)
+    assert all(history.diverged_step is None for _, history in without)
+    for times, steps in ((1e30, (0,)), (1e5, (3, 5, 7))):  # within an interval, not at its first step
+        wild = dataclasses.replace(lane.start, params={n: t * times for n, t in lane.start.params.items()})
+        bad = dataclasses.replace(lane, start=wild)
+        found = ends(Perceptrons, "odd", [*others[:2], bad, *others[2:]], recipe, 12)
+        ((_, history),) = ends(Sequential, "odd", [bad], recipe, 12)
+        ((_, sparse),) = ends(Sparse, "odd", [bad], recipe, 12)
+        for other in (found.pop(2)[1], sparse):
+            assert other.diverged_step == history.diverged_step and history.diverged_step in steps
+            assert other.points[-1] == history.points[-1] and len(other.points) == len(history.points)
         assert_same(found, without)
-        assert all(h.diverged_step is None for _, h in found)
 
 
 def test_half_precision():
@@ -577,8 +581,8 @@ class Chosen(Bench):
 @pytest.fixture
 def lockstep(tmp_path: Path) -> Chosen:
     """Three runs side by side."""
-    recipe = Recipe("Adam", 0.01, 16, 40, 10)
-    return Chosen(Store(tmp_path / "store"), model=Mlp([16]), recipe=recipe, choice=Choice("lockstep", 3))
+    recipe = Recipe("Adam", 0.01, 20, 40, 10)
+    return Chosen(Store(tmp_path / "store"), model=Mlp([11]), recipe=recipe, choice=Choice("lockstep", 3))
 
 
 @pytest.fixture
@@ -642,26 +646,32 @@ def test_groups_in_workers(lockstep: Chosen):
 
 def test_a_run_from_another_step_is_by_itself(lockstep: Chosen, groups):
     """Of three runs that can be trained together one stands at a checkpoint: it goes on alone, and each is what it is
-    unbroken."""
-    trainings = lockstep.trainings(0.0, replicates=3)
-    with pytest.raises(KilledError):
-        lockstep.run(trainings[:1], tell=kill_at(30), checkpoint_seconds=0.0)
-    groups.clear()
-    assert not lockstep.run(trainings)
-    assert sorted(groups, key=str) == [(Perceptrons, 1, 20), (Perceptrons, 2, 0)]
-    whole = lockstep.beside("whole")
-    assert not whole.run(trainings)
-    assert contents(lockstep.store) == contents(whole.store)
+    unbroken. With momentum, and with nothing in its state that would tell its age."""
+    lockstep.recipe = Recipe("SGD", 0.05, 20, 40, 10, Cosine(), options={"momentum": 0.9})
+    lone = Recipe("SGD", 0.05, 20, 40, 10, Cosine())
+    for given in (lockstep, dataclasses.replace(lockstep, recipe=lone)):
+        trainings = given.trainings(0.0, replicates=3)
+        with pytest.raises(KilledError):
+            given.run(trainings[:1], tell=kill_at(30), checkpoint_seconds=0.0)
+        groups.clear()
+        assert not given.run(trainings)
+        assert sorted(groups, key=str) == [(Perceptrons, 1, 20), (Perceptrons, 2, 0)]
+        whole = given.beside(f"whole {bool(given.recipe.options)}")
+        assert not whole.run(trainings)
+        assert given.numbers(trainings) == whole.numbers(trainings)
 
 
 def test_states_of_other_ages_are_apart(lockstep: Chosen, groups):
-    """Tickets that rewind to one step with and without moments are not mixed up: each is right."""
+    """Tickets that rewind to one step with and without moments, all ready at once, are not mixed up."""
     keep, reset = (dataclasses.replace(lockstep, rewind=Early(15, how)) for how in ("keep", "reset"))
     trainings = [*keep.trainings(0.2), *reset.trainings(0.2)[1:]]
-    assert not lockstep.run(trainings)
-    assert [num for _, num, step in groups if step == 15] == [2, 2]  # ticket and random_mask
     alone = lockstep.beside("alone", choice=Choice("lockstep", 1))
-    assert not alone.run(trainings)
+    assert not lockstep.run(trainings) and not alone.run(trainings)
+    for training in trainings[1:]:
+        lockstep.store.drop(training.run.result.key)
+    groups.clear()
+    assert not lockstep.run(trainings)
+    assert sorted(num for _, num, step in groups if step == 15) in ([1, 1, 2], [2, 2])  # ticket and random_mask of each
     assert contents(lockstep.store) == contents(alone.store)
 
 

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn, vmap
 from torch.func import functional_call
-from torch.nn.functional import cross_entropy, nll_loss
+from torch.nn.functional import cross_entropy, nll_loss, pad
 
 from lth.data import Split
 from lth.engine.sequential import OURS
@@ -87,8 +87,8 @@ class Lockstep:
         """1 where a weight is kept, 0 where it is removed, flat."""
         mask = torch.ones_like(self._whole)
         for name, view in self._views(mask.detach()).items():
-            if name in self._kept[0] and view.shape[1:] == self._shapes[name]:
-                view.copy_(torch.stack([kept[name] for kept in self._kept]))
+            if name in self._kept[0]:
+                view.copy_(self._stacked(name, [kept[name].float() for kept in self._kept]))
         return mask
 
     def _stacked(self, name: str, tensors: Sequence[Tensor]) -> Tensor:
@@ -238,9 +238,9 @@ class Perceptrons(Lockstep):
         L = -1/n sum T log softmax(z_last)        d_last = (softmax(z_last) - T) / n
         dW_l = d_l^T h_(l-1),  db_l = sum d_l,    d_(l-1) = (d_l W_l) * [h_(l-1) > 0]
 
-    A residual layer is h_l = h_(l-1) + relu(z_l). A run's bits do not depend on how many run beside it, as far as a
-    product's do not depend on where it lies in memory: those of MKL may where runs do not lie 64 bytes apart, so that
-    with odd widths or batches they are equal within rounding alone.
+    A residual layer is h_l = h_(l-1) + relu(z_l). A run's bits do not depend on how many run beside it. MKL's products
+    depend on where they lie in memory; so layers are widened by units whose weights are zero and stay so, until the
+    matrices of all runs begin at multiples of 64 bytes.
     """
 
     @staticmethod
@@ -248,10 +248,24 @@ class Perceptrons(Lockstep):
         return Lockstep.fits(model, recipe) and bool(layers(model))
 
     def __init__(self, model: nn.Module, lanes: Sequence[Lane], recipe: Recipe):
+        # widths are multiples of this: then batch * width and width * width are multiples of 16 numbers, 64 bytes
+        self._unit = max(4, 16 // math.gcd(16, recipe.batch_size))
         super().__init__(model, lanes, recipe)
         self._layers = layers(model)
+        (self._num_classes,) = self._shapes[self._layers[-1].bias]
         kind = KINDS[getattr(model, "numerics", "reference")]
         self._kind = next(model.parameters()).dtype if kind == torch.float32 else kind
+
+    def _widened(self, tensor: Tensor, dims: int) -> Tensor:
+        """Its last `dims` dimensions as long as multiples of the unit, with zeros."""
+        extra = [-size % self._unit for size in reversed(tensor.shape[-dims:])]
+        return pad(tensor, [n for more in extra for n in (0, more)]) if any(extra) else tensor
+
+    def _squeeze(self, name: str, tensor: Tensor, kept: Mask) -> Tensor:
+        return self._widened(super()._squeeze(name, tensor, kept), tensor.ndim)
+
+    def _spread(self, name: str, tensor: Tensor, index: int) -> Tensor:
+        return tensor[tuple(slice(size) for size in self._shapes[name])]
 
     def _affine(self, layer: Layer, h: Tensor) -> Tensor:
         weight, bias = self._params[layer.weight].mT, self._params[layer.bias][:, None]
@@ -265,7 +279,7 @@ class Perceptrons(Lockstep):
 
     @torch.no_grad()
     def _backward(self, x: Tensor, y: Tensor) -> Tensor:
-        h = x.flatten(2)
+        h = self._widened(x.flatten(2), 1)
         inputs, rectified = [], []
         for layer in self._layers:
             inputs.append(h)
@@ -273,7 +287,9 @@ class Perceptrons(Lockstep):
             if layer is not self._layers[-1]:
                 rectified.append(z.relu_())
                 h = h + z if layer.residual else z
-        losses, d = slope_of_cross_entropy(z, y, self._recipe.label_smoothing)
+        logits = z[..., : self._num_classes].contiguous()
+        losses, d = slope_of_cross_entropy(logits, y, self._recipe.label_smoothing)
+        d = self._widened(d, 1)
         for layer, h in zip(reversed(self._layers), reversed(inputs), strict=True):
             if layer is not self._layers[-1]:
                 through, d = d, torch.ops.aten.threshold_backward(d, rectified.pop(), 0)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from lth.data import Split
-from lth.engine.lockstep import Perceptrons, slope_of_cross_entropy
+from lth.engine.lockstep import Lockstep, Perceptrons, slope_of_cross_entropy
 from lth.mask import Mask
 from lth.recipe import Recipe
 from lth.state import Lane, score
@@ -52,7 +52,7 @@ class Sparse(Perceptrons):
     def _squeeze(self, name: str, tensor: Tensor, kept: Mask) -> Tensor:
         if name in kept and tensor.shape == self._shapes[name] and tensor.numel() >= SMALL:
             return tensor[kept[name]]
-        return super()._squeeze(name, tensor, kept)
+        return Lockstep._squeeze(self, name, tensor, kept)  # as wide as it is
 
     def _spread(self, name: str, tensor: Tensor, index: int) -> Tensor:
         if name not in self._rows:
