@@ -20,6 +20,7 @@ from test_main import run_here
 from test_train import same
 from torch import Tensor, nn
 
+import lth.engine.graph
 import lth.engine.sparse
 import lth.perform
 from lth.criterion.movement import Movement
@@ -27,6 +28,7 @@ from lth.data import Data, Split
 from lth.dataset.fake import Fake
 from lth.engine import choice
 from lth.engine.choice import Choice, chosen, engines
+from lth.engine.graph import Graph
 from lth.engine.lockstep import ELEMENTWISE, Lockstep, Perceptrons, layers, slope_of_cross_entropy
 from lth.engine.sequential import Sequential
 from lth.engine.sparse import Sparse
@@ -239,6 +241,25 @@ def test_every_elementwise_optimizer(optimizer):
             if (kept := (lane.mask or {}).get(key.rpartition("/")[0])) is not None and moment.ndim:
                 moment[~kept] = 0  # of removed weights Adamax and Rprop keep the least there is, `sparse` nothing
     assert_close(ours, theirs, 1e-10)
+
+
+@pytest.mark.parametrize("recipe", ["sgd", "adam", "all", "adam_all"])
+@pytest.mark.parametrize(("name", "num"), [("norms", 1), ("norms", 3), ("mlp", 3)])
+def test_graph_without_a_gpu(name, num, recipe, monkeypatch):
+    """All of it but the recording, for which steps are done again here: what they changed is set back, each batch and
+    each rate is where the recorded step reads it, as float32."""
+
+    def recorded(step):
+        for _ in range(4):
+            losses = step().clone()
+        return lambda: losses.copy_(step().view_as(losses)), losses
+
+    monkeypatch.setattr(lth.engine.graph, "recorded", recorded)
+    lanes = lanes_of(name)[:num]
+    theirs = one_by_one(name, lanes, RECIPES[recipe], 20)
+    assert_close(ends(Graph, name, lanes, RECIPES[recipe], 20), theirs, 1e-6)
+    middle = ends(Graph, name, lanes, RECIPES[recipe], 10)
+    assert_close(ends(Graph, name, gone_on(lanes, middle), RECIPES[recipe], 20), theirs, 1e-6)
 
 
 def test_slope_of_cross_entropy_by_hand():

@@ -34,7 +34,7 @@ class Graph:
         self._inner: Any = (several if len(lanes) > 1 else Sequential)(model, lanes, recipe)
         for group in self._inner.optimizer.param_groups:
             if "capturable" in group:
-                group["capturable"] = True
+                group["capturable"] = next(model.parameters()).device.type == "cuda"
         self._replay: Callable[[], Any] | None = None
         self.evaluate, self.weights, self.show = self._inner.evaluate, self._inner.weights, self._inner.show
 
@@ -42,10 +42,12 @@ class Graph:
         if self._replay is None:
             self._batches = [Split(x.clone(), y.clone()) for x, y in batches]
             self._rate = torch.tensor(rate, device=batches[0].y.device)
-            before = {id(tensor): (tensor, tensor.clone()) for tensor in self._tensors()}
+            before = [(tensor, tensor.clone()) for tensor in self._tensors()]
             self._replay, self._losses = recorded(lambda: self._inner.step(self._batches, self._rate))
-            for tensor in self._tensors():  # the others are moments that the first step has made
-                tensor.copy_(before[id(tensor)][1]) if id(tensor) in before else tensor.zero_()
+            for tensor in self._tensors():
+                tensor.zero_()  # moments that the first step has made
+            for tensor, value in before:
+                tensor.copy_(value)
         for here, batch in zip(self._batches, batches, strict=True):
             here.x.copy_(batch.x)
             here.y.copy_(batch.y)
