@@ -256,10 +256,9 @@ def test_graph_without_a_gpu(name, num, recipe, monkeypatch):
 
     monkeypatch.setattr(lth.engine.graph, "recorded", recorded)
     lanes = lanes_of(name)[:num]
-    theirs = one_by_one(name, lanes, RECIPES[recipe], 20)
-    assert_close(ends(Graph, name, lanes, RECIPES[recipe], 20), theirs, 1e-6)
-    middle = ends(Graph, name, lanes, RECIPES[recipe], 10)
-    assert_close(ends(Graph, name, gone_on(lanes, middle), RECIPES[recipe], 20), theirs, 1e-6)
+    assert_close(ends(Graph, name, lanes, RECIPES[recipe], 20), one_by_one(name, lanes, RECIPES[recipe], 20), 1e-6)
+    on = gone_on(lanes, one_by_one(name, lanes, RECIPES[recipe], 10))
+    assert_close(ends(Graph, name, on, RECIPES[recipe], 20), one_by_one(name, on, RECIPES[recipe], 20), 1e-6)
 
 
 def test_slope_of_cross_entropy_by_hand():
