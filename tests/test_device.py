@@ -10,6 +10,7 @@ import torch
 
 import lth.execute
 from lth.device import Device, of_worker
+from lth.engine.choice import Choice
 from lth.machine import num_cores
 from lth.workers import Pool
 
@@ -67,13 +68,13 @@ def test_a_cpu_has_one_worker_a_core(gpus):
 def test_a_worker_computes_where_its_number_says(gpus, monkeypatch, tmp_path):
     """execute's worker, whose pipe is closed at once: what it would compute in."""
     gpus(2)
-    contexts, (theirs, ours) = [], multiprocessing.Pipe()
+    contexts, choices, (theirs, ours) = [], {"shape": Choice("lockstep", 2)}, multiprocessing.Pipe()
     ours.close()
-    monkeypatch.setattr(lth.execute, "Context", lambda *about: contexts.append(about))
+    monkeypatch.setattr(lth.execute, "Context", lambda *about, choices: contexts.append((*about, choices)))
     monkeypatch.setattr(signal, "signal", lambda *_: None)  # this process goes on to hear Ctrl-C
     for number, name in ((1, "cuda"), (1, "cuda:0"), (1, "cpu")):
-        lth.execute._work(theirs, number, tmp_path, {}, name, 30.0)
-    assert contexts == [("cuda:1", {}), ("cuda:0", {}), ("cpu", {})]
+        lth.execute._work(theirs, number, tmp_path, {}, name, choices, 30.0)
+    assert contexts == [("cuda:1", {}, choices), ("cuda:0", {}, choices), ("cpu", {}, choices)]
 
 
 def _say_number(pipe, number: int, offset: int) -> None:

@@ -294,14 +294,17 @@ def study(root: str, spoil: bool) -> dict[str, str]:
     """A study by rank 0, which rank 1 follows; with `spoil`, into other masks. Returns the failures."""
     bench = bench_at(root)
     if dist.get_rank():
-        honest = lth.perform.train
+        honest = lth.perform.train_together
+
+        def other(model, lanes, *rest):
+            return honest(model, [dataclasses.replace(lane, mask=lane.mask and half(model)) for lane in lanes], *rest)
+
         if spoil:
-            other = lambda model, start, mask, *rest: honest(model, start, mask and half(model), *rest)  # noqa: E731
-            lth.perform.train = other
+            lth.perform.train_together = other
         try:
             follow()
         finally:
-            lth.perform.train = honest
+            lth.perform.train_together = honest
         return {}
     trainings = bench.trainings(0.36)
     ends = [entry.run.end for entry in trainings if entry.run]
