@@ -177,7 +177,7 @@ BAD = """
     recipe.clip=0                                | recipe.clip=0 | null
     recipe.accumulate=7                          | recipe.accumulate=7 | recipe.batch_size=60
     recipe.label_smoothing=x                     | recipe.label_smoothing=x
-    device.engine=vmap                           | device.engine=vmap | auto, sequential, lockstep, sparse
+    device.engine=vmap                           | device.engine=vmap | auto, sequential, lockstep, graph, sparse
     model=conv_2 device.engine=sparse            | device.engine=sparse | of auto, sequential, lockstep take one
     recipe.accumulate=2 device.engine=lockstep   | device.engine=lockstep | of auto, sequential take one
     device.workers=-1                            | device.workers=-1

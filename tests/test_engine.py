@@ -29,7 +29,8 @@ from lth.dataset.fake import Fake
 from lth.engine import choice
 from lth.engine.choice import Choice, chosen, engines
 from lth.engine.graph import Graph
-from lth.engine.lockstep import ELEMENTWISE, Lockstep, Perceptrons, layers, slope_of_cross_entropy
+from lth.engine.lockstep import ELEMENTWISE, Lockstep
+from lth.engine.perceptrons import Perceptrons, layers, slope_of_cross_entropy
 from lth.engine.sequential import Sequential
 from lth.engine.sparse import Sparse
 from lth.mask import Mask, prunable

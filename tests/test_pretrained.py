@@ -86,7 +86,7 @@ def test_a_rows_stage_is_fine_tuning_from_its_end(finished, which):
     start = initialise(model=bench.model, data=bench.source, seed=999)  # a name for the state made by hand
     bench.store.commit(start, by_hand, {})
     again = dataclasses.replace(dense, start=start)
-    perform([again.end, again.result], bench.store, bench.context, lambda *event: None)
+    perform([[again.end, again.result]], bench.store, bench.context, lambda *event: None)
     here, there = (bench.store.read(run.end).pack() for run in (dense, again))
     assert here[0].keys() == there[0].keys() and here[1] == there[1]
     assert all(torch.equal(here[0][name], there[0][name]) for name in here[0])

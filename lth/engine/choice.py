@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from lth.data import Data
 from lth.engine import Engine
 from lth.engine.graph import Graph
-from lth.engine.lockstep import Lockstep, Perceptrons
+from lth.engine.lockstep import Lockstep
+from lth.engine.perceptrons import Perceptrons
 from lth.engine.sequential import Sequential
 from lth.engine.sparse import Sparse
 from lth.machine import recalled

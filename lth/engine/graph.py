@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from lth.data import Split
-from lth.engine.lockstep import Lockstep, Perceptrons
+from lth.engine.lockstep import Lockstep
+from lth.engine.perceptrons import Perceptrons
 from lth.engine.sequential import Sequential
 from lth.recipe import Recipe
 from lth.state import Lane, TrainState

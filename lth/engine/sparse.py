@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from lth.data import Split
-from lth.engine.lockstep import Lockstep, Perceptrons, slope_of_cross_entropy
+from lth.engine.lockstep import Lockstep
+from lth.engine.perceptrons import Perceptrons, slope_of_cross_entropy
 from lth.mask import Mask
 from lth.recipe import Recipe
 from lth.state import Lane, score
