@@ -44,6 +44,7 @@ def run(monkeypatch, *arguments: str) -> int:
     return command.main()
 
 
+@pytest.mark.slow
 def test_rows_run(monkeypatch, tmp_path, capsys):
     """C1, a peer in a process of its own, and C7: table and JSON have all that a reader must know; two loops written
     apart from each other come to the same loss, further down than chance, ln 10."""
@@ -63,6 +64,7 @@ def test_rows_run(monkeypatch, tmp_path, capsys):
     assert losses["ours"] == pytest.approx(losses["baseline"], rel=0.01)
 
 
+@pytest.mark.slow
 def test_a_loss_that_differs_fails_the_row(monkeypatch, capsys):
     """The masked side trains at a hundredth of the rate: as fast, and wrong."""
     honest = setting.Ours.__init__

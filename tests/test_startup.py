@@ -65,12 +65,14 @@ def test_help_loads_hydra_alone(tmp_path):
     assert all(names == {"hydra"} for _, names in loads("--help", tmp_path))
 
 
+@pytest.mark.slow
 def test_a_refused_sweep_loads_torch_alone(tmp_path):
     """What is wrong with a configuration is said before tables and figures are there to be drawn."""
     (_, last) = loads(f"{SWEEP} prune.rate=2", tmp_path)[-1]
     assert last == {"hydra", "torch"}
 
 
+@pytest.mark.slow
 def test_a_served_sweep_loads_tables_for_its_report_alone(served):
     """Up to the rows of its last cell it has loaded nothing heavy but torch; at its end what the report is made with,
     and nothing of W&B, data sets or compilers."""
@@ -80,6 +82,7 @@ def test_a_served_sweep_loads_tables_for_its_report_alone(served):
     assert last - {"hydra", "torch"} == TABLES
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher, times", [("lth", 1), ("basic", 2)])
 def test_a_cell_is_composed_once(served, monkeypatch, launcher, times):
     """By our launcher, for its check and its run; another launcher's cells are composed for a look first, as Hydra
@@ -95,6 +98,7 @@ def test_a_cell_is_composed_once(served, monkeypatch, launcher, times):
     assert ran.code == 0 and len(set(asked)) == 2 and sorted(asked) == sorted([*set(asked)] * times)
 
 
+@pytest.mark.slow
 def test_digits_load_no_scikit_learn(tmp_path):
     """Its 1,797 examples are a file of it; importing what reads that takes a second."""
     (*_, (_, last)) = loads("prefetch=true dataset=digits wandb=disabled", tmp_path)
@@ -115,6 +119,7 @@ def test_a_worker_is_born_with_all_that_it_imports():
     assert answer == ("unit", "done", ["torch", "torch._dynamo"])
 
 
+@pytest.mark.slow
 def test_workers_start_while_a_sweep_is_checked(served, tmp_path, monkeypatch):
     """Where something is to be trained by workers; not for what is served, nor where this process trains."""
     warmed = []
