@@ -32,8 +32,9 @@ ROWS: dict[str, Callable[[Options], Iterator[Line]]] = {
 }  # fmt: skip
 
 
-def run(names: list[str], options: Options) -> dict:
-    """The record of a run: the machine, its load before and after, and the lines of the rows asked for."""
+def run(names: list[str], options: Options, out: Path | None = None) -> dict:
+    """The record of a run: the machine, its load before and after, and the lines of the rows asked for; as far as it
+    is there after each row, in the file `out`."""
     record = machine() | {"rounds": options.rounds, "scale": options.scale, "load_before": load_average()}
     record |= {"data": "fashion_mnist" if options.data_dir else "mnist_5k", "gemm_gflops": gemm_probe()}
     print(*(f"{name}: {value}" for name, value in record.items()), sep="\n", flush=True)
@@ -42,7 +43,10 @@ def run(names: list[str], options: Options) -> dict:
         for line in measured(options):
             print(table([line]).splitlines()[1], flush=True)
             record["lines"].append(line)
-    return record | {"load_after": load_average()}
+        record["load_after"] = load_average()
+        if out:
+            out.write_text(json.dumps(record | {"lines": [as_json(line) for line in record["lines"]]}, indent=1) + "\n")
+    return record
 
 
 def main() -> int:
@@ -67,12 +71,9 @@ def main() -> int:
     if asked.profile:
         print(profiled(asked.profile, options))
         return 0
-    record = run(asked.rows or list(ROWS), options)
+    record = run(asked.rows or list(ROWS), options, asked.out)
     lines = record["lines"]
     print(f"\n{table(lines)}\n\nload {record['load_before']:.2f} before, {record['load_after']:.2f} after")
-    if asked.out:
-        record["lines"] = [as_json(line) for line in lines]
-        asked.out.write_text(json.dumps(record, indent=1) + "\n")
     return int(any(line.failed for line in lines))
 
 
