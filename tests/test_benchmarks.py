@@ -181,6 +181,8 @@ def test_peak_memory():
         (["aten::addmm", "aten::linear"], "model: products"),
         (["aten::mm", "autograd::engine::evaluate_function: AddmmBackward0"], "model: products"),
         (["aten::convolution_backward"], "model: products"),
+        (["aten::baddbmm"], "model: products"),
+        (["aten::mul_"], "mask"),
         (["aten::relu"], "model: the rest"),
         (["aten::addmm", "aten::linear", "evaluation"], "evaluation"),
         (["aten::index_select", "data"], "data"),

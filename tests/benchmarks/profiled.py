@@ -13,14 +13,15 @@ from unittest.mock import patch
 from torch.autograd.profiler import record_function
 from torch.profiler import ProfilerActivity, profile
 
-import lth.train
+import lth.state
 from tests.benchmarks.measure import Options, timed
 from tests.benchmarks.setting import Ours, Setting
 from tests.benchmarks.train_rows import lenet, resnet
 
 SETTINGS = {"C1": lenet, "C5": resnet}
-SCOPES = {"data": "data", "evaluation": "evaluation", "Optimizer.": "optimiser", "aten::_foreach_mul_": "mask"}
-PRODUCTS = re.compile(r"aten::(addmm|mm|bmm|\w*conv\w*|mkldnn_linear\w*)$")
+SCOPES = {"data": "data", "evaluation": "evaluation", "Optimizer.": "optimiser", "aten::_foreach_mul_": "mask",
+          "aten::mul_": "mask"}  # fmt: skip
+PRODUCTS = re.compile(r"aten::(addmm|mm|bmm|baddbmm|\w*conv\w*|mkldnn_linear\w*)$")
 
 
 def part(names: Sequence[str]) -> str:
@@ -64,17 +65,17 @@ def shares(seconds: dict[str, float], wall: float) -> dict[str, float]:
 
 def profiled(row: str, options: Options) -> str:
     setting: Setting = SETTINGS[row](options)
-    ours = Ours(setting)
+    ours = Ours(setting, "fast", engine="lockstep" if row == "C1" else "sequential")
     ours()
     alone = timed(ours)
-    evaluate = lth.train.evaluate
+    score = lth.state.score
 
     def seen(*arguments: Any) -> Any:
         with record_function("evaluation"):
-            return evaluate(*arguments)
+            return score(*arguments)
 
     ours._data = _Seen(ours._data)  # type: ignore[assignment]
-    with patch.object(lth.train, "evaluate", seen), profile(activities=[ProfilerActivity.CPU]) as record:
+    with patch.object(lth.state, "score", seen), profile(activities=[ProfilerActivity.CPU]) as record:
         wall = timed(ours)
     seconds: dict[str, float] = defaultdict(float)
     for event in record.events():
