@@ -187,4 +187,4 @@ def _movement(tensors: dict) -> dict[str, Tensor]:
 def _unpack(tensors: dict, meta: dict) -> tuple[TrainState, History, float, str]:
     best = {name.removeprefix("best:"): tensor for name, tensor in tensors.items() if name.startswith("best:")}
     state = TrainState.unpack({n: t for n, t in tensors.items() if not n.startswith(("best:", "movement:"))}, meta)
-    return state, History(meta["points"], meta["best_step"], best), meta["seconds"], meta["engine"]
+    return state, History(meta["points"], meta["best_step"], best), meta["seconds"], meta.get("engine", "sequential")
