@@ -443,6 +443,22 @@ def remember(folder: Path) -> None:
     _made.update({path: None for path in (folder, *folder.parents) if not path.exists()})
 
 
+def sized(words: list[str]) -> list[str]:
+    """Overrides, size=quick spelled out: each study in its small form, study=quick/NAME; size=full is the default."""
+    sizes = [word.removeprefix("size=") for word in words if word.startswith("size=")]
+    rest = [word for word in words if not word.startswith("size=")]
+    if sizes and sizes[-1] not in ("full", "quick"):
+        raise InputError(f"size={sizes[-1]} is not one of: full, quick")
+    if not sizes or sizes[-1] == "full":
+        return rest
+    known = sorted(path.stem for path in (Path(__file__).parent / "conf/study/quick").glob("*.yaml"))
+    asked = [name for word in rest if word.startswith("study=") for name in word.removeprefix("study=").split(",")]
+    if not asked or not {name.removeprefix("quick/") for name in asked} <= set(known):
+        raise InputError(f"size=quick is for study= one of: {', '.join(known)}")
+    small = ",".join(f"quick/{name.removeprefix('quick/')}" for name in asked)
+    return [f"study={small}" if word.startswith("study=") else word for word in rest]
+
+
 def command() -> int:
     """The command line: runs `main` and turns what it raises into lines and exit codes."""
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:  # one of several ranks of torchrun
@@ -476,6 +492,7 @@ def _command() -> int:
     asked_for_traces = "HYDRA_FULL_ERROR" in os.environ
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises what it would otherwise print
     try:
+        sys.argv[1:] = sized(sys.argv[1:])
         main()
     except KeyboardInterrupt:
         print(f"interrupted; what is finished is kept, this goes on: python {shlex.join(sys.argv)}", file=sys.stderr)

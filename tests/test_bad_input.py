@@ -36,6 +36,9 @@ BAD = """
     branch=[random_mesk]                         | branch=random_mesk | did you mean random_mask?
     recipe=adam_lanet                            | recipe=adam_lanet | did you mean adam_lenet?
     study=quick/frankle2019_len                  | study=quick/frankle2019_len | did you mean quick/frankle2019_lenet?
+    study=frankle2019_lenet size=small           | size=small | full, quick
+    study=landscape size=quick                   | size=quick | frankle2019_lenet
+    size=quick                                   | size=quick | frankle2019_lenet
     recipe/schedule=cosin                        | recipe/schedule=cosin | did you mean cosine?
     device=tpu                                   | device=tpu | cuda
     wandb=ofline                                 | wandb=ofline | did you mean offline?

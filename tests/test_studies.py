@@ -82,6 +82,13 @@ def test_every_study_has_its_experiment():
         assert {"table", "verdict"} <= set(dir(module))
 
 
+def test_a_size_names_the_form_of_a_study():
+    full = ["-m", "study=frankle2019_lenet,quick/renda2020_resnet", "seed=1"]
+    quick = ["-m", "study=quick/frankle2019_lenet,quick/renda2020_resnet", "seed=1"]
+    assert main.sized([*full, "size=quick"]) == main.sized(["size=full", *full, "size=quick"]) == quick
+    assert main.sized([*full, "size=full"]) == main.sized(full) == full
+
+
 @pytest.mark.parametrize(
     ("study", "trainings", "measurements"),
     [
