@@ -110,10 +110,14 @@ class Board:
         except Timeout:
             self._elsewhere.append(unit)
             return []
-        if all(self._store.present(s.key) and self._store.holds(s.key) for s in self._todo.units[unit]):
+        if self.holds(unit):
             self.done(unit, "served")
             return []
         return [unit]
+
+    def holds(self, unit: str) -> bool:
+        """True if the store has all that is asked of a unit."""
+        return all(self._store.present(s.key) and self._store.holds(s.key) for s in self._todo.units[unit])
 
     def done(self, unit: str, how: str = "done") -> None:
         """A unit is committed, here (done) or elsewhere (served)."""
@@ -209,7 +213,9 @@ def execute(
                     elif event == "died":
                         for unit in taken:
                             deaths[unit] = deaths.get(unit, 0) + 1
-                            if deaths[unit] > 1:  # once may be the machine's doing, twice is the work's
+                            if board.holds(unit):  # it died with its work done
+                                board.done(unit)
+                            elif deaths[unit] > 1:  # once may be the machine's doing, twice is the work's
                                 board.fail(unit, Failure(f"its worker process died twice ({rest[0]})"))
                             else:
                                 board.again(unit)

@@ -32,7 +32,6 @@ def faulty(train):
     def wrapped(model, lanes, *rest):
         mask = lanes[0].mask
         for reached in train(model, lanes, *rest):
-            yield reached
             if mask is not None and reached.step >= 40:  # of 60 steps: midway
                 here = lambda fault: os.path.join(os.environ["LTH_FAULTS"], f"{fault}_{mask.num_kept}")
                 if os.path.exists(here("raise")):
@@ -42,6 +41,7 @@ def faulty(train):
                 if os.path.exists(here("once")):
                     os.unlink(here("once"))
                     os.kill(os.getpid(), signal.SIGKILL)
+            yield reached  # a result is committed at the last one
     return wrapped
 
 class Finder:
@@ -255,7 +255,8 @@ def test_killed_in_the_middle_and_resumed(tmp_path, workers):
 def test_a_worker_that_dies_once_is_replaced(tmp_path):
     """One of two worker processes is killed from outside: its training goes on in another one, the sweep ends well."""
     words = f"-m prune.sparsity=0.2,0.36 replicates=2 checkpoint_seconds=0 {SMALL} hydra.sweep.dir=sweep"
-    words = words.replace("60it", "3000it")
+    # another store may measure another engine, for a plan that takes this long, and bytes are compared
+    words = words.replace("60it", "3000it") + " device.engine=sequential"
     store = tmp_path / "outputs" / "store"
     with start(f"{words} device.workers=2", tmp_path) as process:
         wait_for(process, lambda: any(step >= 200 for step in checkpoints(store)))
