@@ -32,8 +32,8 @@ def faulty(train):
     def wrapped(model, lanes, *rest):
         mask = lanes[0].mask
         for reached in train(model, lanes, *rest):
+            here = lambda fault: os.path.join(os.environ["LTH_FAULTS"], f"{fault}_{mask.num_kept}")
             if mask is not None and reached.step >= 40:  # of 60 steps: midway
-                here = lambda fault: os.path.join(os.environ["LTH_FAULTS"], f"{fault}_{mask.num_kept}")
                 if os.path.exists(here("raise")):
                     raise RuntimeError("out of luck")
                 if os.path.exists(here("kill")):
@@ -42,6 +42,8 @@ def faulty(train):
                     os.unlink(here("once"))
                     os.kill(os.getpid(), signal.SIGKILL)
             yield reached  # a result is committed at the last one
+            if mask is not None and reached.step == 60 and os.path.exists(here("late")):
+                os.kill(os.getpid(), signal.SIGKILL)
     return wrapped
 
 class Finder:
@@ -134,12 +136,12 @@ def checkpoints(store: Path) -> list[int]:
 @pytest.mark.slow
 def test_what_fails_in_a_sweep_fails_alone(faults):
     """Four cells: one raises in the middle of its trainings, one kills its worker processes, one kills the first of
-    them once, one is well. The other cells finish, the report shows them, the failures are listed with the command that
-    reruns them, exit 1; the same command after the cause is gone runs only what is missing and ends as if nothing had
-    been."""
+    them once, one kills them when their work is done, one of these in the middle before, and is well. The other cells
+    finish, the report shows them, the failures are listed with the command that reruns them, exit 1; the same command
+    after the cause is gone runs only what is missing and ends as if nothing had been."""
     cwd, cells = faults.parent, ("0.2", "0.4", "0.6", "0.8")
-    once, raises, dies, _ = (num_kept(float(sparsity), NUM_TOTAL) for sparsity in cells)
-    for fault in (f"once_{once}", f"raise_{raises}", f"kill_{dies}"):
+    once, raises, dies, late = (num_kept(float(sparsity), NUM_TOTAL) for sparsity in cells)
+    for fault in (f"once_{once}", f"raise_{raises}", f"kill_{dies}", f"late_{late}", f"once_{late}"):
         (faults / fault).touch()
     line = f"-m prune=one_shot prune.sparsity={','.join(cells)} replicates=1 checkpoint_seconds=0 {SMALL}"
     ran = run_faulty(f"{line} device.workers=2 hydra.sweep.dir=sweep", faults)
