@@ -150,6 +150,7 @@ def test_missing_data_and_no_network(tmp_path, monkeypatch, name, missing):
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_a_silent_network(tmp_path, monkeypatch):
     """Where name servers and mirrors never answer, the refusal comes within 5 seconds all the same."""
     silence = threading.Event()
@@ -279,6 +280,7 @@ print(reachable(["http://silent.example/"], seconds=0.1), flush=True)
 """
 
 
+@pytest.mark.slow
 def test_a_silent_mirror_does_not_hold_up_the_end():
     """A process that asked in vain ends without waiting for the name server."""
     command = [sys.executable, "-c", SILENT]

@@ -163,6 +163,7 @@ def _train_slowly(root: str, sparsity: float) -> None:
     bench.run(bench.trainings(sparsity), checkpoint_seconds=0.0)
 
 
+@pytest.mark.slow
 def test_sigkill_in_training_resumes_identical(bench: Bench):
     """Law 6 with a real SIGKILL of a real process once it has written a checkpoint."""
     slow = dataclasses.replace(bench, recipe=Recipe("Adam", 0.01, 20, 4000, 10), branches={})
