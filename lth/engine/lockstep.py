@@ -31,7 +31,7 @@ ALIGNED = 32
 class Lockstep:
     """Networks without dropout, whose random numbers would depend on how many runs there are.
 
-    The lanes start at one step, with the same moments or none of them with any, see `alike`.
+    The lanes start at one step, with moments of one age, or none of them with any.
     """
 
     name: ClassVar[str] = "lockstep"
